@@ -125,7 +125,8 @@ class Palette:
             line = self._row(text, layout.gap, colour=colour)
             used = digits + 4 + len(self._row(text, layout.gap, colour=False))
             if also and layout.width and used + len(also) > layout.width:
-                also = "\n" + " " * (digits + 2) + also
+                indent = min(digits + 2, max(layout.width - len(also), 0))
+                also = "\n" + " " * indent + also
             yield f"{page * unit:#0{digits + 2}x}  {line}{also}"
 
     def _row(self, text: str, gap: str, *, colour: bool) -> str:
@@ -160,8 +161,9 @@ def layout(pages: int, unit: int, width: int, height: int) -> Layout:
     digits = max(9, len(f"{pages * unit:x}"))
     room = width - (digits + 2) - 2
     gap = " "
-    groups = max(1, (room + len(gap)) // (GROUP + len(gap)))
-    columns = groups * GROUP
+    groups = (room + len(gap)) // (GROUP + len(gap))
+    # Of a narrow terminal what there is, and a cell at least.
+    columns = groups * GROUP if groups > 0 else max(room, 1)
     if groups * (GROUP + 2) - 2 <= room:
         gap = "  "
     scale = 1

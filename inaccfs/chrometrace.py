@@ -41,7 +41,9 @@ class Writer:
         self._used: Final[set[str]] = set()
         self._threads: Final = itertools.count(1)
         self._flows: Final = itertools.count(1)
-        self._before = b'{"displayTimeUnit":"ns","traceEvents":[\n'
+        # What stands between two events.
+        self._before = b""
+        write(b'{"displayTimeUnit":"ns","traceEvents":[\n')
 
     def track(self, group: str, name: str) -> Track:
         """Make a track, next to others of its group."""
@@ -103,7 +105,4 @@ class Writer:
 
     def close(self, about: Details | None = None) -> None:
         """Write the end; *about* describes the whole trace."""
-        if self._before != b",\n":
-            # A trace without events.
-            self._write(self._before)
         self._write(b'\n],"otherData":' + _encode(about or {}) + b"}\n")

@@ -254,7 +254,7 @@ class _Daemon:
                 page_size=backing.page_size,
             ),
             config.rules.read_errno,
-            WritingHandlers(self._namespace, self._superblock).handlers()
+            WritingHandlers(self._namespace).handlers()
             if config.rules.population == "write"
             else {},
         )

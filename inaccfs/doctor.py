@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import msgspec
 
 from inaccfs import runtime
-from inaccfs.machine import CAP_IPC_LOCK, CAP_SYS_ADMIN, Machine, is_character_device
+from inaccfs.machine import Machine, is_character_device
+from inaccfs.syscalls import CAP_IPC_LOCK, CAP_SYS_ADMIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,13 +189,17 @@ def _private_tmpfs(machine: Machine) -> Finding:
     name = "private tmpfs"
     if machine.capabilities() >> CAP_SYS_ADMIN & 1:
         return Finding(name=name, state="ok", found="CAP_SYS_ADMIN")
+    if not (reason := machine.user_namespaces()):
+        return Finding(name=name, state="ok", found="in a user namespace")
     return Finding(
         name=name,
         state="limited",
-        found="no CAP_SYS_ADMIN",
+        found=f"no CAP_SYS_ADMIN; {reason}",
         without="a directory of a tmpfs stands in for it, which the user's own "
-        "processes can reach",
-        fix="mount as root, or in unshare -Urm",
+        "processes can reach, and has no --size and --huge",
+        fix="mount as root, or let users make namespaces: sysctl "
+        "user.max_user_namespaces, and where there is AppArmor "
+        "kernel.apparmor_restrict_unprivileged_userns=0",
     )
 
 
@@ -303,7 +308,8 @@ def _fds(machine: Machine) -> Finding:
 
 def _locked_memory(machine: Machine) -> Finding:
     name = "locked memory"
-    if machine.capabilities() >> CAP_IPC_LOCK & 1:
+    # The kernel does not ask for it in a namespace: can_do_mlock() in mm/mlock.c.
+    if machine.is_initial_namespace() and machine.capabilities() >> CAP_IPC_LOCK & 1:
         return Finding(name=name, state="ok", found="no limit (CAP_IPC_LOCK)")
     limit = machine.limit(resource.RLIMIT_MEMLOCK)
     found = "no limit" if limit is None else f"up to {limit >> 10:,} KiB"

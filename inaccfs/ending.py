@@ -7,41 +7,47 @@ end it.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final, Self
 
 from inaccfs import runtime
 from inaccfs.backing.fallback import remove_fallbacks
+from inaccfs.errnos import os_error
 from inaccfs.errors import (
+    NO_PROCESS,
+    BusyError,
     DeadDaemonError,
     MountError,
     NoAnswerError,
     UnmountError,
 )
 from inaccfs.fuse import finding, unmounting
+from inaccfs.syscalls import peer_credentials
 
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
 
-# How long a daemon may take to answer. An abort is felt by all
-# users of the mount.
-_ANSWER_SECONDS: Final = 10.0
-# The same, if a wrong guess does no harm.
+# How long a daemon may take to answer where a wrong guess does no harm.
 _QUICK_ANSWER_SECONDS: Final = 1.0
 
+# How long a daemon may take to end if it is busy all the time.
 _STOP_SECONDS: Final = 60.0
-# A daemon usually ends within this time. After it we check whether it will end at all.
-_NOTICE_SECONDS: Final = 0.5
+
+NOTICE_SECONDS: Final = 0.5
+"""How long it takes to notice that its mount has gone; usually it ends within that."""
+
 _ENDING_SECONDS: Final = 2.0
 
-_ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
+# How often to try again to unmount a mount that is in use, and the time between.
+_BUSY_TIMES: Final = 5
+_BUSY_SECONDS: Final = 0.1
 
 
 def unmount(mountpoint: str, *, lazy: bool) -> str | None:
@@ -57,9 +63,10 @@ def unmount(mountpoint: str, *, lazy: bool) -> str | None:
         InaccfsError: there is no mount, or it is in use.
     """
     found = finding.find(mountpoint)
+    _refuse_below_silent(found)
     message: str | None
     try:
-        control = _ask(found, _QUICK_ANSWER_SECONDS if lazy else _ANSWER_SECONDS)
+        control = _ask(found, _QUICK_ANSWER_SECONDS if lazy else finding.DAEMON_SECONDS)
     except DeadDaemonError:
         message = _unmount_dead(found, lazy=lazy)
     except NoAnswerError:
@@ -69,6 +76,21 @@ def unmount(mountpoint: str, *, lazy: bool) -> str | None:
     # A daemon that was killed leaves these.
     remove_fallbacks(runtime.fallback_name(found.path))
     return message
+
+
+def _refuse_below_silent(found: MountInfo) -> None:
+    """Refuse a mount that is in one of ours whose daemon does not answer.
+
+    The kernel would ask that one for each name on the way.
+    """
+    for above in finding.above(found):
+        try:
+            _ask(above, _QUICK_ANSWER_SECONDS)
+        except (DeadDaemonError, NoAnswerError) as exc:
+            raise UnmountError(
+                f"{found.path} is in another mount: {exc}: inaccfs umount --lazy "
+                f"{above.path} unmounts both"
+            ) from None
 
 
 # --- asking -------------------------------------------------------------------
@@ -103,12 +125,15 @@ def _ask(mounted: MountInfo, seconds: float) -> bytes | None:
     path = mounted.path
     options = dict(part.partition("=")[::2] for part in mounted.options.split(","))
     owner = (options.get(name, "0") for name in ("user_id", "group_id"))
-    child = subprocess.Popen(
-        [sys.executable, "-ISc", _QUESTION, path, *owner],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-ISc", _QUESTION, path, *owner],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except BlockingIOError as exc:
+        raise UnmountError(f"cannot ask the daemon of {path}: {NO_PROCESS}") from exc
     try:
         answer, _ = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -138,10 +163,7 @@ class _Daemon:
         with self._connect() as connection:
             # The pid of the process that called listen(2), in our PID namespace; 0 if
             # it has none there. The daemon itself may know another number.
-            credentials = connection.getsockopt(
-                socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
-            )
-        self.pid: int = _ucred.unpack(credentials)[0]
+            self.pid: Final = peer_credentials(connection).pid
         self._fd = os.pidfd_open(self.pid)
 
     def __enter__(self) -> Self:
@@ -189,23 +211,37 @@ def wait_readable(fd: int, seconds: float) -> bool:
     return bool(poller.poll(seconds * 1000))
 
 
+def _detach(found: MountInfo, *, lazy: bool) -> None:
+    """Unmount. Another `inaccfs umount` may use the mount for a moment: see `_ask`."""
+    for _ in range(_BUSY_TIMES):
+        with suppress(BusyError):
+            unmounting.unmount(found, lazy=lazy)
+            return
+        time.sleep(_BUSY_SECONDS)
+    unmounting.unmount(found, lazy=lazy)
+
+
 # --- three kinds of daemons ---------------------------------------------------
 
 
 def _unmount_living(
     found: MountInfo, control: bytes | None, *, lazy: bool
 ) -> str | None:
-    daemon = None if lazy else _daemon_at(control)
-    unmounting.unmount(found, lazy=lazy)
-    if daemon is None:
-        return None if lazy else _describe_copies(found, "its daemon goes on")
-    with daemon:
+    with ExitStack() as stack:
+        daemon = None if lazy else _daemon_at(control)
+        if daemon is not None:
+            stack.enter_context(daemon)
+        copies = _copies(found)
+        _detach(found, lazy=lazy)
+        if daemon is None:
+            goes_on = "its daemon goes on"
+            return None if lazy else _describe_copies(found, copies, goes_on)
         goes_on = f"its daemon {daemon.pid} goes on"
         deadline = time.monotonic() + _STOP_SECONDS
         greetings = 0
-        while not daemon.has_ended(_NOTICE_SECONDS):
-            if copies := _describe_copies(found, goes_on):
-                return copies
+        while not daemon.has_ended(NOTICE_SECONDS):
+            if description := _describe_copies(found, copies, goes_on):
+                return description
             # The daemon may not have noticed the unmount yet. It notices it before it
             # accepts a second connection.
             greetings += daemon.serves()
@@ -223,26 +259,60 @@ def _unmount_living(
     return None
 
 
-def _describe_copies(found: MountInfo, goes_on: str) -> str | None:
-    copies = [mount.path for mount in finding.mounts() if mount.device == found.device]
-    if not copies:
+def _copies(found: MountInfo) -> list[MountInfo]:
+    """The other mounts of a daemon. Ask before the last one is unmounted.
+
+    Later its device number may be that of a mount that somebody has made since.
+    """
+    return [
+        mount
+        for mount in finding.mounts()
+        if mount.device == found.device and mount.number != found.number
+    ]
+
+
+def _describe_copies(
+    found: MountInfo, copies: list[MountInfo], goes_on: str
+) -> str | None:
+    """What to say of those *copies* that are still there; None if none is."""
+    left = [one.path for copy in copies if (one := unmounting.find_own(copy))]
+    if not left:
         return None
     return (
         f"{found.path} is unmounted; {goes_on}, because the mount has copies: "
-        f"{', '.join(copies)}"
+        f"{', '.join(left)}"
     )
 
 
 def _unmount_dead(found: MountInfo, *, lazy: bool) -> str:
-    unmounting.unmount(found, lazy=lazy)
-    with suppress(OSError, MountError):
-        os.unlink(runtime.control_path(found.path, None))
+    _detach(found, lazy=lazy)
     log = runtime.log_path(found.path)
-    with suppress(OSError):
+    with suppress(OSError, MountError):
+        # The socket and the log may be those of a mount in another mount namespace.
+        _remove_dead_socket(runtime.control_path(found.path, None))
         # Leave a log with text for the user to read.
         if os.stat(log).st_size == 0:
             os.unlink(log)
     return f"{found.path} is unmounted; its daemon was dead"
+
+
+def _remove_dead_socket(path: str) -> None:
+    """Remove the control socket of a daemon that was killed, if there is one.
+
+    Raises:
+        OSError: a daemon listens there, or it cannot be removed.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # connect(2) would wait while the backlog is full.
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        else:
+            raise os_error(errno.EADDRINUSE)
 
 
 def _detach_silent(found: MountInfo) -> str:
@@ -254,11 +324,16 @@ def _detach_silent(found: MountInfo) -> str:
     )
 
 
-def _end_silent(found: MountInfo) -> str:
+def _end_silent(found: MountInfo) -> str | None:
     """Unmount, and abort the connection of a daemon that does not answer.
 
     Then calls that wait for it fail.
     """
+    if copies := _copies(found):
+        # It is not for us to take the other ones away.
+        _detach(found, lazy=False)
+        goes_on = "its daemon does not answer, but stays"
+        return _describe_copies(found, copies, goes_on)
     daemon = None
     with suppress(MountError):
         # The default path: the daemon does not answer the question for its own.
@@ -277,7 +352,8 @@ def _end_silent(found: MountInfo) -> str:
         )
     if daemon is not None:
         with daemon:
-            if not daemon.has_ended(_ENDING_SECONDS):
+            # One that answers is another mount's, in another mount namespace.
+            if not daemon.has_ended(_ENDING_SECONDS) and not daemon.serves():
                 message += (
                     f"; {daemon.pid} is still there with its memory: kill -CONT "
                     f"{daemon.pid} lets it end if it is stopped, kill -KILL "

@@ -10,6 +10,11 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+NO_PROCESS: Final = (
+    "no more processes are allowed: see ulimit -u, and TasksMax= of a service"
+)
+"""What EAGAIN of fork(2) means, for a message."""
+
 
 class InaccfsError(Exception):
     """A problem that the user can fix; the message says how, in one line."""
@@ -25,6 +30,10 @@ class BackingError(MountError):
 
 class UnmountError(InaccfsError):
     """The mount could not be undone."""
+
+
+class BusyError(UnmountError):
+    """The mount is in use."""
 
 
 class OptionError(InaccfsError):
@@ -77,6 +86,10 @@ class DaemonFailedError(MountError):
     """The daemon did not start; its standard error has the reason."""
 
     def __init__(self, status: int) -> None:
-        super().__init__("the daemon did not start: see what it says")
+        super().__init__(
+            "the daemon did not start: see what it says"
+            if status
+            else "the daemon ended before there was a mount"
+        )
         self.status: Final = status
-        """Its exit status, as `inaccfs mount` has it."""
+        """Its exit status, as `inaccfs mount` has it; 0 if that is lost, too."""

@@ -1,7 +1,8 @@
 """A process that owns a mount: when it ends, for any reason, the mount ends.
 
 The daemon gets a pidfd of the process. PR_SET_PDEATHSIG would follow the thread that
-made the mount, and children of the process would keep a pipe open.
+made the mount, and children of the process would keep a pipe open. It is only used to
+continue a daemon that is stopped: SIGCONT does no harm when it comes too early.
 """
 
 from __future__ import annotations

@@ -10,15 +10,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from inaccfs import streams
-from inaccfs.ending import wait_readable
+from inaccfs import children, streams
+from inaccfs.ending import NOTICE_SECONDS, wait_readable
 from inaccfs.errors import (
+    NO_PROCESS,
     DaemonFailedError,
     DeadDaemonError,
     InaccfsError,
@@ -41,18 +41,8 @@ if TYPE_CHECKING:
     from inaccfs.status import Status
 
 _START_SECONDS: Final = 60.0
-_ANSWER_SECONDS: Final = 10.0
-
-# How long a daemon may take to notice the unmount; to end after SIGTERM; and to end if
-# it is busy all the time.
-_NOTICE_SECONDS: Final = 0.5
+# How long a daemon may take to end after a signal.
 _ENDING_SECONDS: Final = 1.5
-_STOP_SECONDS: Final = 60.0
-
-# After that we check it: it hangs if it is found waiting so many times in a row. Once
-# is not enough, because a daemon also waits for its helper.
-_LOOKS: Final = 5
-_LOOK_SECONDS: Final = 0.1
 
 
 def start_daemon(
@@ -88,21 +78,8 @@ def start_daemon(
                 options = ["--scratch", scratch]
             for name, fd in fds.items():
                 options += [name, str(fd)]
-            daemon = subprocess.Popen(
-                [
-                    # -P: import nothing from the current directory.
-                    *(sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground"),
-                    *options,
-                    *words,
-                ],
-                pass_fds=list(fds.values()),
-                stdin=subprocess.DEVNULL,
-                stderr=stderr,
-                # Ctrl-C in the terminal must not reach the daemon.
-                start_new_session=True,
-                env=environment(),
-            )
-        stack.callback(end, daemon)
+            daemon = _spawn([*options, *words], list(fds.values()), stderr)
+        stack.callback(children.end, daemon, _ENDING_SECONDS)
         try:
             readable = wait_readable(ready_read, _START_SECONDS)
         except KeyboardInterrupt:
@@ -124,14 +101,35 @@ def start_daemon(
                 "machine overloaded?"
             )
         daemon.wait()
-        if daemon.returncode > 0:
+        # It is 0 where the process ignores SIGCHLD, and after an early SIGTERM.
+        if daemon.returncode >= 0:
             raise DaemonFailedError(daemon.returncode)
-        if daemon.returncode == 0:
-            raise MountError("the daemon ended before there was a mount")
         raise MountError(
             f"the daemon was killed by signal {-daemon.returncode} as it started: "
             "try again with --foreground"
         )
+
+
+def _spawn(
+    words: Sequence[str], fds: Sequence[int], stderr: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    # Blocked until the daemon's own code runs: the interpreter would print a traceback.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(
+            # -P: import nothing from the current directory.
+            [sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground", *words],
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stderr=stderr,
+            # Ctrl-C in the terminal must not reach the daemon.
+            start_new_session=True,
+            env=environment(),
+        )
+    except BlockingIOError as exc:
+        raise MountError(f"cannot start the daemon: {NO_PROCESS}") from exc
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +165,7 @@ def read_status(mountpoint: str) -> Status:
     path = finding.find(mountpoint).path
     try:
         found = finding.ask(
-            lambda: os.getxattr(path, status.STATUS_XATTR), _ANSWER_SECONDS
+            lambda: os.getxattr(path, status.STATUS_XATTR), finding.DAEMON_SECONDS
         )
     except TimeoutError:
         raise NoAnswerError(
@@ -234,7 +232,10 @@ def mounted(
             mountpoint.mkdir()
         point = stack.enter_context(Mountpoint.open(os.fspath(mountpoint)))
         path = Path(point.path)
-        socket_path = scratch / "control" if control is None else Path(control)
+        words = [options] if isinstance(options, str) else list(options)
+        # As `inaccfs mount` has it: -o counts for more, and the last one of a name.
+        given = dict(word.partition("=")[::2] for word in ",".join(words).split(","))
+        socket_path = Path(given.get("control", control or scratch / "control"))
         arguments = ["--control", str(socket_path)]
         for name, value in (
             ("backing", backing),
@@ -251,8 +252,8 @@ def mounted(
                 arguments += [f"--{name}", str(value)]
         if allow_other:
             arguments.append("--allow-other")
-        for option in [options] if isinstance(options, str) else options:
-            arguments += ["-o", option]
+        for word in words:
+            arguments += ["-o", word]
         log = scratch / "log"
         before = finding.mounts()
         with log.open("wb") as stderr, ExitStack() as failed:
@@ -264,11 +265,17 @@ def mounted(
                     arguments, point, scratch=str(scratch), stderr=stderr
                 )
             except DaemonFailedError as exc:
-                lines = log.read_text(errors="replace").strip().splitlines()
+                lines = _lines(log)
                 message = lines[-1] if lines else str(exc)
                 raise MountError(message.removeprefix("inaccfs: ")) from None
             failed.pop_all()
-        mount = Mount(path, daemon.pid, socket_path, log, daemon)
+        mount = Mount(
+            path,
+            daemon.pid,
+            socket_path.absolute(),
+            Path(given.get("log", log)).absolute(),
+            daemon,
+        )
         own = OwnMount(finding.find(str(path)))
         stack.push(lambda kind, *_: _take_down(mount, own, quiet=kind is not None))
         try:
@@ -277,6 +284,13 @@ def mounted(
             if os.getpid() != me:
                 # A fork leaves the block, too, but the mount does not belong to it.
                 stack.pop_all()
+
+
+def _lines(log: Path) -> list[str]:
+    """What is in a daemon's log; a daemon removes an empty one, or the user has."""
+    with suppress(OSError):
+        return log.read_text(errors="replace").strip().splitlines()
+    return []
 
 
 def _unmount_new(path: str, before: Sequence[MountInfo]) -> None:
@@ -299,7 +313,7 @@ def _take_down(mount: Mount, own: OwnMount, *, quiet: bool) -> None:
     """End a mount; *quiet* if there is an exception already."""
     own.lost = mount.process.poll() is not None
     if not _unmount(own) or not _ends_by_itself(mount.process):
-        end(mount.process)
+        children.end(mount.process, _ENDING_SECONDS)
     # A daemon unmounts as it ends, unless it is killed.
     own.lost = True
     _unmount(own)
@@ -310,7 +324,7 @@ def _take_down(mount: Mount, own: OwnMount, *, quiet: bool) -> None:
                 f"the daemon of {mount.path}, {mount.pid}, hangs in the kernel and "
                 "cannot be killed: the file system that it waits for must answer first"
             )
-        tail = mount.log.read_text(errors="replace").strip().splitlines()[-1:]
+        tail = _lines(mount.log)[-1:]
         raise InaccfsError(
             f"the daemon of {mount.path} ended with status {status}: {tail}"
         )
@@ -341,36 +355,7 @@ def _ends_by_itself(daemon: subprocess.Popen[bytes]) -> bool:
     It does not end if the mount has copies: bind mounts, or mounts in other namespaces.
     """
     try:
-        daemon.wait(_NOTICE_SECONDS)
+        daemon.wait(NOTICE_SECONDS)
     except subprocess.TimeoutExpired:
         return False
     return True
-
-
-def end(daemon: subprocess.Popen[bytes]) -> None:
-    """End a daemon. Its `returncode` is None if it hangs in the kernel."""
-    daemon.terminate()
-    # A stopped daemon does not see SIGTERM.
-    daemon.send_signal(signal.SIGCONT)
-    deadline = time.monotonic() + _STOP_SECONDS
-    seconds = _ENDING_SECONDS
-    idle = 0
-    while idle < _LOOKS and time.monotonic() < deadline:
-        try:
-            daemon.wait(seconds)
-        except subprocess.TimeoutExpired:
-            # It may have little CPU time, or much memory to free.
-            idle = 0 if _is_running(daemon.pid) else idle + 1
-            seconds = _LOOK_SECONDS
-        else:
-            return
-    daemon.kill()
-    with suppress(subprocess.TimeoutExpired):
-        daemon.wait(_ENDING_SECONDS)
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process is runnable, and does not wait."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        # The name before the state is in parentheses, and may contain them: proc(5).
-        return file.read().rpartition(b")")[2].split()[0] == b"R"

@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import stat
+import subprocess
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -17,10 +18,6 @@ from inaccfs import mmcalls, uring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-# include/uapi/linux/capability.h
-CAP_IPC_LOCK: Final = 14
-CAP_SYS_ADMIN: Final = 21
 
 # include/uapi/linux/kvm.h
 _KVM_CHECK_EXTENSION: Final = 0xAE03
@@ -81,6 +78,24 @@ class Machine:
         """Whether this is the initial user namespace. See user_namespaces(7)."""
         found = (self.read("/proc/self/uid_map") or "").split()
         return found == ["0", "0", "4294967295"]
+
+    def user_namespaces(self) -> str:
+        """Empty if this user may make them, or why not."""
+        if shutil.which("unshare") is None:
+            return "no unshare(1) to try it"
+        # In a process of its own: a namespace cannot be left.
+        done = subprocess.run(
+            ["unshare", "-Urm", "true"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        lines = done.stderr.splitlines() or [f"unshare: status {done.returncode}"]
+        return lines[-1] if done.returncode else ""
 
     def try_device(self, path: str) -> OSError | None:
         """Open a device to read and write, and close it; why that fails, if it does."""

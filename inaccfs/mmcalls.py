@@ -7,9 +7,11 @@ errno. Addresses are integers, and offsets, lengths and sizes are bytes.
 from __future__ import annotations
 
 import ctypes
-import os
+import errno
 import struct
 from typing import Final
+
+from inaccfs.syscalls import last_error
 
 PROT_READ: Final = 1
 PROT_WRITE: Final = 2
@@ -53,11 +55,6 @@ for _lib in (_libc, _libc_gil):
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
-def _error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
-
-
 def _lib_for(length: int) -> ctypes.CDLL:
     return _libc_gil if length <= KEEP_GIL_BYTES else _libc
 
@@ -70,14 +67,14 @@ def mmap(fd: int, offset: int, length: int) -> int:
     )
     # ctypes returns None for address 0, which the kernel never picks.
     if address is None or address == _MAP_FAILED:
-        raise _error()
+        raise last_error()
     return address
 
 
 def munmap(address: int, length: int) -> None:
     """munmap(2)."""
     if _lib_for(length).munmap(address, length):
-        raise _error()
+        raise last_error()
 
 
 def populate(address: int, length: int) -> None:
@@ -88,19 +85,19 @@ def populate(address: int, length: int) -> None:
     end of the file, or its file system is full.
     """
     if _lib_for(length).madvise(address, length, MADV_POPULATE_READ):
-        raise _error()
+        raise last_error()
 
 
 def mlock(address: int, length: int) -> None:
     """mlock(2): keep pages in memory. Compaction may still move them."""
     if _lib_for(length).mlock(address, length):
-        raise _error()
+        raise last_error()
 
 
 def munlock(address: int, length: int) -> None:
     """munlock(2)."""
     if _lib_for(length).munlock(address, length):
-        raise _error()
+        raise last_error()
 
 
 def pages_there(fd: int, offset: int, length: int) -> int:
@@ -111,6 +108,11 @@ def pages_there(fd: int, offset: int, length: int) -> int:
     extent = _cachestat_range.pack(offset, length)
     answer = ctypes.create_string_buffer(_cachestat.size)
     if _lib_for(length).syscall(_SYS_CACHESTAT, fd, extent, answer, 0):
-        raise _error()
+        raise last_error()
     cached, evicted = _cachestat.unpack(answer.raw)
     return int(cached + evicted)
+
+
+def cannot_count(exc: OSError) -> bool:
+    """Whether `pages_there` has failed because the kernel or the file lacks it."""
+    return exc.errno in (errno.EOPNOTSUPP, errno.ENOSYS)

@@ -12,6 +12,13 @@ import os
 import struct
 from typing import Final
 
+from inaccfs.syscalls import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_STATX_DONT_SYNC,
+    last_error,
+)
+
 MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
@@ -40,9 +47,6 @@ _SYS_FSOPEN: Final = 430
 _SYS_FSCONFIG: Final = 431
 _SYS_FSMOUNT: Final = 432
 
-_AT_FDCWD: Final = -100
-_AT_EMPTY_PATH: Final = 0x1000
-_AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_MNT_ID: Final = 0x1000
 _STATX_MNT_ID_UNIQUE: Final = 0x4000
 # stx_mask is at 0, stx_mnt_id at 144.
@@ -60,11 +64,6 @@ _libc.mount.argtypes = [
 _libc.syscall.restype = ctypes.c_long
 
 
-def _error(path: object = None) -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number), path)
-
-
 # --- making and unmounting ----------------------------------------------------------
 
 
@@ -77,21 +76,21 @@ def mount(source: str, target: str, fstype: str, flags: int, options: str) -> No
         flags,
         os.fsencode(options),
     ):
-        raise _error(target)
+        raise last_error(target)
 
 
 def umount(target: str, flags: int) -> None:
     """umount2(2)."""
     if _libc.umount2(os.fsencode(target), flags):
-        raise _error(target)
+        raise last_error(target)
 
 
 class FsConfigError(OSError):
     """fsconfig(2) refused an option, or the file system did when it was made."""
 
 
-def detached_mount(fstype: str, options: dict[str, str], flags: int = 0) -> int:
-    """Mount *fstype* in no mount namespace; return an O_PATH fd of its root.
+def detached_tmpfs(options: dict[str, str], flags: int = 0) -> int:
+    """Mount a tmpfs in no mount namespace; return an O_PATH fd of its root.
 
     The mount is nosuid, nodev and noexec, and ends with the last fd of it. Of *flags*,
     MS_* as for mount(2), it uses those about times of access. See fsopen(2),
@@ -102,9 +101,9 @@ def detached_mount(fstype: str, options: dict[str, str], flags: int = 0) -> int:
         OSError: the kernel has no such calls (ENOSYS), or does not allow them
             (EPERM).
     """
-    context = _libc.syscall(_SYS_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC)
+    context = _libc.syscall(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
     if context < 0:
-        raise _error(fstype)
+        raise last_error("tmpfs")
     try:
         for key, value in options.items():
             if (
@@ -121,12 +120,12 @@ def detached_mount(fstype: str, options: dict[str, str], flags: int = 0) -> int:
                 number = ctypes.get_errno()
                 raise FsConfigError(number, os.strerror(number), f"{key}={value}")
         if _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0):
-            raise _error(fstype)
+            raise last_error("tmpfs")
         attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
         attributes |= _access_attributes(flags)
         root: int = _libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
         if root < 0:
-            raise _error(fstype)
+            raise last_error("tmpfs")
         return root
     finally:
         os.close(context)
@@ -159,14 +158,14 @@ def unique_mount_number(path: str) -> int | None:
 
     None before Linux 6.8. Sends no request. See statx(2), STATX_MNT_ID_UNIQUE.
     """
-    return _mount_number(_AT_FDCWD, os.fsencode(path), _STATX_MNT_ID_UNIQUE)
+    return _mount_number(AT_FDCWD, os.fsencode(path), _STATX_MNT_ID_UNIQUE)
 
 
 def _mount_number(fd: int, path: bytes, wanted: int) -> int | None:
-    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC
     buffer = ctypes.create_string_buffer(256)
     if _libc.statx(fd, path, flags, wanted, buffer):
-        raise _error()
+        raise last_error()
     mask, number = _statx_mount.unpack_from(buffer)
     return number if mask & wanted else None
 

@@ -181,18 +181,16 @@ def _why_no_mounts() -> str | None:
     import os
     import shutil
 
+    from inaccfs.machine import Machine
+    from inaccfs.syscalls import CAP_SYS_ADMIN
+
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
         return f"/dev/fuse: {exc.strerror}"
     if os.geteuid() != 0:
         return None if shutil.which("fusermount3") else "there is no fusermount3"
-    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
-        found = {
-            key: value for key, _, value in (line.partition(":") for line in lines)
-        }
-    # Bit 21 is CAP_SYS_ADMIN, see linux/capability.h.
-    capable = int(found["CapEff"], 16) >> 21 & 1
+    capable = Machine().capabilities() >> CAP_SYS_ADMIN & 1
     return None if capable else "root without CAP_SYS_ADMIN may not mount"
 
 

@@ -114,10 +114,16 @@ def control_path(mountpoint: str, chosen: str | None) -> str:
     """The path of the control socket of *mountpoint*: *chosen*, or the default.
 
     Raises:
-        MountError: *chosen*, or the directory of sockets, is too long for a socket.
+        MountError: *chosen*, or the directory of sockets, is too long for a socket; or
+            *chosen* is below the mountpoint.
     """
     if chosen is not None:
         path = os.path.abspath(chosen)
+        if path.startswith(f"{mountpoint.rstrip('/')}/"):
+            raise MountError(
+                f"control socket {path}: the mount would cover it: name another place "
+                "with --control"
+            )
     else:
         start = f"{directory()}/"
         room = _SOCKET_PATH_BYTES - len(os.fsencode(start)) - len(_SOCKET)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import struct
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -30,6 +31,12 @@ HUGETLBFS_MAGIC: Final = 0x958458F6
 
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUSER: Final = 0x10000000
+
+# Bits of capabilities(7).
+CAP_FOWNER: Final = 3
+CAP_FSETID: Final = 4
+CAP_IPC_LOCK: Final = 14
+CAP_SYS_ADMIN: Final = 21
 
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
@@ -54,7 +61,8 @@ _libc.getdents64.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
 _libc.getdents64.restype = ctypes.c_ssize_t
 
 
-def _error(path: object = None) -> OSError:
+def last_error(path: object = None) -> OSError:
+    """The error of the last failed call through ctypes; *path* is what it was about."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number), path)
 
@@ -78,19 +86,19 @@ def fallocate_now(fd: int, mode: int, offset: int, length: int) -> None:
     _now_offset.value = offset
     _now_length.value = length
     if _fallocate_now(fd, mode, _now_offset, _now_length):
-        raise _error()
+        raise last_error()
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2), for a worker thread: releases the GIL, and does not retry EINTR."""
     if _libc.fallocate64(fd, mode, offset, length):
-        raise _error()
+        raise last_error()
 
 
 # --- identity -----------------------------------------------------------------
 
-_AT_EMPTY_PATH: Final = 0x1000
-_AT_STATX_DONT_SYNC: Final = 0x4000
+AT_EMPTY_PATH: Final = 0x1000
+AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_INO: Final = 0x100
 # struct statx: stx_ino is at 32, stx_dev_major and stx_dev_minor at 136.
 _statx_buffer = ctypes.create_string_buffer(256)
@@ -103,9 +111,9 @@ def identity(fd: int) -> tuple[str, int]:
     Sends no request to any file system: neither to this mount, where the daemon would
     wait for itself, nor to one that hangs. See statx(2), AT_STATX_DONT_SYNC.
     """
-    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC
     if _libc.statx(fd, b"", flags, _STATX_INO, _statx_buffer):
-        raise _error()
+        raise last_error()
     ino, major, minor = _statx_ino.unpack_from(_statx_buffer)
     return f"{major}:{minor}", ino
 
@@ -117,8 +125,8 @@ _STATX_BTIME: Final = 0x800
 def statx(fd: int) -> bytes:
     """The struct statx of an fd, perhaps an O_PATH one, by statx(2)."""
     mask = _STATX_BASIC_STATS | _STATX_BTIME
-    if _libc_gil.statx(fd, b"", _AT_EMPTY_PATH, mask, _statx_buffer):
-        raise _error()
+    if _libc_gil.statx(fd, b"", AT_EMPTY_PATH, mask, _statx_buffer):
+        raise last_error()
     return _statx_buffer.raw
 
 
@@ -127,7 +135,7 @@ def fstatfs_magic(fd: int) -> int:
     # struct statfs is 120 bytes on 64-bit Linux; f_type is its first word.
     buffer = (ctypes.c_long * 32)()
     if _libc.fstatfs(fd, buffer):
-        raise _error()
+        raise last_error()
     return buffer[0] & 0xFFFFFFFF
 
 
@@ -150,7 +158,7 @@ def getdents(fd: int) -> list[DirectoryEntry]:
     """The next entries of an open directory; empty at its end. See getdents64(2)."""
     size = _libc_gil.getdents64(fd, _dirent_buffer, len(_dirent_buffer))
     if size < 0:
-        raise _error()
+        raise last_error()
     data = _dirent_buffer.raw[:size]
     entries = []
     at = 0
@@ -169,14 +177,14 @@ def renameat2(
 ) -> None:
     """renameat2(2): RENAME_NOREPLACE, RENAME_EXCHANGE."""
     if _libc.renameat2(old_dir, old_name, new_dir, new_name, ctypes.c_uint(flags)):
-        raise _error()
+        raise last_error()
 
 
 def utimensat(path: str, atime: Time, mtime: Time) -> None:
     """utimensat(2), following *path*."""
     times = (ctypes.c_long * 4)(*atime, *mtime)
     if _libc.utimensat(AT_FDCWD, os.fsencode(path), times, 0):
-        raise _error()
+        raise last_error()
 
 
 # --- the process ------------------------------------------------------------
@@ -185,28 +193,52 @@ def utimensat(path: str, atime: Time, mtime: Time) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     if _libc.unshare(flags):
-        raise _error()
+        raise last_error()
 
 
 def setns(fd: int, kind: int) -> None:
     """setns(2): enter the namespace of *kind*, CLONE_NEW..., that *fd* leads to."""
     if _libc.setns(fd, kind):
-        raise _error()
+        raise last_error()
 
 
 def set_dumpable(dumpable: bool) -> None:
     """Allow or forbid /proc/PID/fd and ptrace(2) to the same user. prctl(2)."""
     if _libc.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0):
-        raise _error()
+        raise last_error()
+
+
+def set_parent_death_signal(number: int) -> None:
+    """Get this signal when the thread that forked us ends. prctl(2), PR_SET_PDEATHSIG.
+
+    If that thread's process goes on, another thread of it becomes the parent, and the
+    signal comes again when that ends. The setting survives execve(2).
+    """
+    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
+        raise last_error()
+
+
+_ucred: Final = struct.Struct("=iII")
+
+
+class Credentials(NamedTuple):
+    """struct ucred of unix(7). Ids are in our namespaces."""
+
+    # 0 if the process is not in our PID namespace.
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_credentials(connection: socket.socket) -> Credentials:
+    """Who has made the other end, by connect(2) or listen(2). SO_PEERCRED."""
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size)
+    return Credentials._make(_ucred.unpack(found))
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Get this signal when the thread that forked us ends. prctl(2), PR_SET_PDEATHSIG.
-
-    The setting survives execve(2).
-    """
-    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
-        raise _error()
+    """Be ended by this signal when the thread that forked us ends."""
+    set_parent_death_signal(number)
 
 
 class OomScore:
@@ -259,6 +291,6 @@ def anonymous_message_queue(name: str) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd: int = _libc.mq_open(name.encode(), flags, 0o600, ctypes.byref(attributes))
     if fd < 0:
-        raise _error(name)
+        raise last_error(name)
     _libc.mq_unlink(name.encode())
     return fd

@@ -8,13 +8,13 @@ are those of include/uapi/linux/io_uring.h.
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 from array import array
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.mmcalls import KEEP_GIL_BYTES
+from inaccfs.syscalls import last_error
 
 if TYPE_CHECKING:
     Params = ctypes.Array[ctypes.c_char]
@@ -56,18 +56,17 @@ for _lib in (_libc, _libc_gil):
 
 def _checked(result: int) -> int:
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise last_error()
     return result
 
 
 # --- the calls ----------------------------------------------------------------
 
 
-def setup(entries: int = 1) -> tuple[int, Params]:
-    """Make a ring; its fd, and its struct io_uring_params. io_uring_setup(2)."""
+def setup() -> tuple[int, Params]:
+    """Make a ring of an entry; its fd, and its io_uring_params. io_uring_setup(2)."""
     params = ctypes.create_string_buffer(_PARAMS_BYTES)
-    return _checked(_libc_gil.syscall(_SYS_IO_URING_SETUP, entries, params)), params
+    return _checked(_libc_gil.syscall(_SYS_IO_URING_SETUP, 1, params)), params
 
 
 def enter(ring: int, submit: int, wait_for: int, flags: int) -> int:

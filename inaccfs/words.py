@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,15 @@ def natural(text: str) -> int | None:
         return None
     digits = text.lstrip("0") or "0"
     return int(digits) if len(digits) <= _MOST_DIGITS else None
+
+
+def seconds(text: str) -> float | None:
+    """*text* as a number of seconds above 0; None if it is not one, or infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
 
 
 def quoted(text: str) -> str:

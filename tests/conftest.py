@@ -1,13 +1,21 @@
-"""What all tests have in common: how pytest-xdist sends their reports."""
+"""What all tests have in common: how pytest-xdist sends reports, and threads."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads for calls that wait."""
+    with ThreadPoolExecutor() as made:
+        yield made
 
 
 @pytest.hookimpl(wrapper=True)

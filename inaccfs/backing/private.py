@@ -33,7 +33,7 @@ def private_tmpfs(
     wanted = {"mode": "0700", **options.as_mount_options()}
     try:
         if os.geteuid() == 0:
-            mount = mountcalls.detached_mount("tmpfs", wanted, flags)
+            mount = mountcalls.detached_tmpfs(wanted, flags)
         else:
             # Root does not need it.
             from inaccfs.backing.usertmpfs import detached_in_user_namespace

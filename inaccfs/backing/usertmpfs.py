@@ -23,6 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from inaccfs import mountcalls, syscalls
+from inaccfs.errnos import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 def detached_in_user_namespace(options: Mapping[str, str], flags: int = 0) -> int:
     """Mount a tmpfs that no path leads to; return an O_PATH fd of its root.
 
-    *options* and *flags* are those of `mountcalls.detached_mount`. The caller must be
+    *options* and *flags* are those of `mountcalls.detached_tmpfs`. The caller must be
     undumpable and have a single thread.
 
     Raises:
@@ -63,7 +64,7 @@ def _mount_in(namespace: int, options: Mapping[str, str], flags: int) -> int:
     """Runs in the undumpable child: mount a tmpfs in that user namespace."""
     syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
     syscalls.unshare(syscalls.CLONE_NEWNS)
-    return mountcalls.detached_mount("tmpfs", dict(options), flags)
+    return mountcalls.detached_tmpfs(dict(options), flags)
 
 
 def _from_child(work: Callable[[], int], *, holds_nothing: bool = False) -> int:
@@ -82,8 +83,7 @@ def _from_child(work: Callable[[], int], *, holds_nothing: bool = False) -> int:
         os.waitpid(child, 0)
     if fds:
         return fds[0]
-    number = data[0] if data else errno.EIO
-    raise OSError(number, os.strerror(number))
+    raise os_error(data[0] if data else errno.EIO)
 
 
 def _run(

@@ -29,18 +29,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     # children. See wait(2).
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _interrupts(signal.default_int_handler, _leave)
+    # `launch.start_daemon` blocks it for the time until now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        return _run(None)
+        return _run_process()
+    except KeyboardInterrupt:
+        # The second Ctrl-C, or one while the output was written out.
+        return INTERRUPTED
     finally:
         _interrupts(signal.default_int_handler, _leave)
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str]) -> int:
     from inaccfs.cli import dispatch
 
-    if argv is None:
-        _interrupts(_leave, signal.default_int_handler)
     return dispatch.run(argv)
+
+
+def _run_process() -> int:
+    from inaccfs.cli import dispatch, interrupts
+
+    interrupts.take()
+    _interrupts(_leave, signal.default_int_handler)
+    try:
+        return dispatch.run(None)
+    finally:
+        interrupts.finish()
 
 
 def _interrupts(before: object, now: signal._HANDLER) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from inaccfs import children, syscalls, userfiles
 from inaccfs.cli import kvmmount, mountoptions, output
 from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError, OptionError
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 # The widest cell of the table; --json has whole lines.
 _WIDTH: Final = 40
+
+# How long a run may take to take down its mount, on a busy machine.
+_ENDING_SECONDS: Final = 5.0
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -94,11 +99,11 @@ def run(args: argparse.Namespace) -> int:
     with progress("comparing", len(args.semantics), ticks=True) as shown:
         for name in args.semantics:
             shown.update(len(runs), name)
-            runs.append(_run(load.absolute(name), args))
+            runs.append(_run(userfiles.absolute(name), args))
     if args.json:
         output.say_json(msgspec.json.encode(runs))
     else:
-        labels = [_label(name) for name in args.semantics]
+        labels = [userfiles.label(name) for name in args.semantics]
         output.say(_table(labels, runs, everything=args.all))
     return 0
 
@@ -114,29 +119,24 @@ def _run(semantics: str, args: argparse.Namespace) -> Run:
     ]
     with open(reader, "rb") as reports:
         try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                pass_fds=[writer],
-                check=False,
-            )
+            status, printed, complaints = _ended(command, writer)
         finally:
             os.close(writer)
         report = reports.read()
-    errors = _lines(done.stderr)
+    errors = _lines(complaints)
     if not report:
-        # The script did not run.
+        # The script did not run, or did not reach its end.
         raise InaccfsError(
             errors[-1].removeprefix("inaccfs: ")
             if errors
-            else f"{semantics}: no report"
+            else f"{args.script} has ended its process on {semantics} "
+            f"({_how_ended(status)}): use sys.exit()"
         )
     found = msgspec.json.decode(report)
     return Run(
         semantics,
-        done.returncode,
-        _lines(done.stdout),
+        status,
+        _lines(printed),
         errors,
         found["seconds"],
         found["shim"],
@@ -144,14 +144,34 @@ def _run(semantics: str, args: argparse.Namespace) -> Run:
     )
 
 
+def _ended(command: Sequence[str], writer: int) -> tuple[int, bytes, bytes]:
+    """Run a command to its end; its status, and what it has printed on both streams.
+
+    If we are interrupted it ends first, for it has a mount to take down.
+    """
+    with children.starting("a run"):
+        started = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[writer],
+        )
+    with started as process:
+        try:
+            printed, complaints = process.communicate()
+        except BaseException:
+            children.end(process, _ENDING_SECONDS)
+            raise
+    return process.returncode, printed, complaints
+
+
+def _how_ended(status: int) -> str:
+    return f"status {status}" if status >= 0 else f"signal {-status}"
+
+
 def _lines(data: bytes) -> list[str]:
     return data.decode(errors="backslashreplace").splitlines()
-
-
-def _label(semantics: str) -> str:
-    from inaccfs.experiments.lab import Lab
-
-    return Lab.label(semantics)
 
 
 def _table(labels: Sequence[str], runs: Sequence[Run], *, everything: bool) -> str:
@@ -192,6 +212,16 @@ def _cell(value: object) -> str:
         return "-"
     text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
+
+
+def end_with_reader(fd: int) -> None:
+    """End this process, also a script that hangs, when `compare` has been killed."""
+    syscalls.die_with_parent()
+    poller = select.poll()
+    poller.register(fd, 0)
+    if poller.poll(0):
+        # It has been before that.
+        raise KeyboardInterrupt
 
 
 def write_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs._version import __version__
 from inaccfs.cli import fstab, output
 from inaccfs.cli.statuses import INTERRUPTED, USAGE
-from inaccfs.errors import InaccfsError, OptionError
+from inaccfs.errors import NO_PROCESS, InaccfsError, OptionError
 from inaccfs.words import nearest, quoted
 
 if TYPE_CHECKING:
@@ -23,6 +24,15 @@ _COMMANDS: Final = (
     *("doctor", "report", "setup-system"),
 )
 """Each is a module of this package."""
+
+_GENERAL: Final = ("-h", "--help", "--version")
+
+# Any call can fail with these, and it is the user who can do something about them.
+_LACKING: Final = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has no more open files (fs.file-max)",
+    errno.ENOMEM: "the machine, or the limit of this process, is short of memory",
+}
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -63,10 +73,20 @@ def _run(argv: Sequence[str] | None) -> int:
         output.complain_of_output(exc)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OSError:
-        if _has_working_directory():
+    except OSError as exc:
+        if (advice := _LACKING.get(exc.errno or 0)) is not None:
+            output.complain(f"{exc.strerror}: {advice}")
+        elif _has_working_directory():
             raise
-        output.complain("the working directory has been removed: change to another")
+        else:
+            output.complain("the working directory has been removed: change to another")
+    except RuntimeError as exc:
+        # Of threading, which has no type of its own for that.
+        if str(exc) != "can't start new thread":
+            raise
+        output.complain(f"no more threads: {NO_PROCESS}")
+    except MemoryError:
+        output.complain(_LACKING[errno.ENOMEM])
     return 1
 
 
@@ -95,12 +115,24 @@ def parser(words: Sequence[str] = ()) -> output.Parser:
         raise OptionError(
             f"no command {quoted(words[0])}: {hint}inaccfs -h lists them all"
         )
+    if words and words[0].startswith("-") and words[0] not in _GENERAL:
+        _refuse_misplaced(words)
     # Making the other parsers would take a tenth of a daemon's start time.
     named = words[:1] if words and words[0] in _COMMANDS else _COMMANDS
     for name in named:
         module = import_module(f"inaccfs.cli.{name.replace('-', '_')}")
         module.add_parser(commands)
     return found
+
+
+def _refuse_misplaced(words: Sequence[str]) -> None:
+    """Refuse options before the command: each belongs to a command."""
+    for at, word in enumerate(words):
+        if word in _COMMANDS:
+            options = " ".join(words[:at])
+            raise OptionError(
+                f"options go after the command: inaccfs {word} {options} ..."
+            )
 
 
 def _has_working_directory() -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from inaccfs import userfiles
 from inaccfs.cli import output
 from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             open(args.plot, "ab").close()
         except OSError as exc:
             raise InaccfsError(f"cannot write {args.plot}: {exc.strerror}") from exc
-    semantics = [load.absolute(name) for name in args.semantics or found.semantics]
+    semantics = [userfiles.absolute(name) for name in args.semantics or found.semantics]
     return _run(found, semantics, args)
 
 
@@ -77,16 +80,22 @@ def _list(*, as_json: bool) -> None:
 
 def _run(found: Experiment, semantics: list[str], args: argparse.Namespace) -> int:
     from inaccfs.experiments.lab import Lab
-    from inaccfs.semantics import load
 
     lab = Lab(semantics, _nowhere if args.json else output.say, args.plot)
     try:
-        with output.lent(), progress(f"experiment {found.name}", ticks=True):
+        with (
+            output.lent(),
+            # What it prints itself is no JSON.
+            redirect_stdout(sys.stderr) if args.json else nullcontext(),
+            progress(f"experiment {found.name}", ticks=True),
+        ):
             found.run(lab)
     except (InaccfsError, output.OutputError):
         raise
+    except SystemExit as exc:
+        return output.exit_status(exc)
     except Exception as exc:
-        if load.split(args.name) is None:
+        if userfiles.split(args.name) is None:
             raise
         output.mention_traceback(exc, ours=2)
         return 1

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from inaccfs.cli import output
+from inaccfs import userfiles
+from inaccfs.cli import exploreshow, output, units
 from inaccfs.cli.exploretable import Table
 from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.progress import progress
 from inaccfs.cli.statuses import INTERRUPTED
 from inaccfs.errors import OptionError
-from inaccfs.streams import printable_lines
 from inaccfs.words import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from inaccfs.explore.search import Case, Found, Limits, Outcome
-    from inaccfs.explore.timeline import Timeline
+    from inaccfs.explore.search import Case, Limits, Outcome, RefusedError
 
 NOT_COMPLETE: Final = 3
 """Nothing was found, and not all schedules were tried."""
@@ -63,7 +59,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=units.seconds_of,
         metavar="N",
         help="end the search of each row after N seconds of CPU (60)",
     )
@@ -82,16 +78,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run)
-
-
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return number
 
 
 def _count(text: str) -> int:
@@ -145,8 +131,9 @@ def _run(args: argparse.Namespace) -> int:
 
     scenarios.known_kvm(args.kvm)
     _check_options(args)
+    _try(args)
     found = scenarios.scenario(args.scenario)
-    label = scenarios.label(args.scenario)
+    label = userfiles.label(args.scenario)
     rules = [load.load(name) for name in args.semantics]
     if args.replay is not None:
         return _replay(args, Case(found, rules[0], args.kvm), label)
@@ -162,6 +149,28 @@ def _run(args: argparse.Namespace) -> int:
         limits = _limits(args)._replace(stop=interrupted.is_set)
         status = _search(args, rows, label, limits)
         return INTERRUPTED if interrupted.is_set() else status
+
+
+def _try(args: argparse.Namespace) -> None:
+    """Raise `ScenarioError` if code of the user's does not come to an end."""
+    from inaccfs.explore import load as scenarios
+    from inaccfs.explore.choosers import Chance
+    from inaccfs.explore.search import MOST_SECONDS, Case, ScenarioError, execute
+    from inaccfs.explore.trial import ends_in_time
+    from inaccfs.semantics import V10, load
+
+    def once() -> None:
+        rules = [load.load(name) for name in args.semantics] or [V10()]
+        execute(Case(scenarios.scenario(args.scenario), rules[0], args.kvm), Chance())
+
+    words = [args.scenario, *args.semantics]
+    if any(userfiles.split(each) for each in words) and not ends_in_time(
+        once, MOST_SECONDS
+    ):
+        raise ScenarioError(
+            f"{args.scenario}: one schedule takes more than {MOST_SECONDS} seconds: "
+            "it spins, or waits for something outside"
+        )
 
 
 def _limits(args: argparse.Namespace) -> Limits:
@@ -198,38 +207,76 @@ def _search(
     limits: Limits,
 ) -> int:
     rows: list[tuple[str, Outcome]] = []
+    refused = False
     table = Table(label, args.kvm, [name for name, _ in cases])
     if not args.json:
         output.say(table.head)
     try:
         for name, outcome in _outcomes(cases, limits):
+            if isinstance(outcome, Exception):
+                refused = True
+                _show_refused(name, outcome, None if args.json else table)
+                continue
             rows.append((name, outcome))
             if not args.json:
                 output.say(table.row(name, outcome))
     finally:
         if args.json:
-            found = [_as_row(name, outcome, label) for name, outcome in rows]
-            output.say_json(msgspec.json.encode({"rows": found}))
+            exploreshow.say_rows(
+                [exploreshow.as_row(name, outcome, label) for name, outcome in rows]
+            )
+    _show_vain(rows, args)
     if len(cases) == 1:
-        _show_found(rows[0][1], args)
+        exploreshow.show_found(rows[0][1], args)
     elif not (args.json or limits.stop()) and any(one.found for _, one in rows):
         output.say("\nwith one --semantics you see the shortest schedule")
-    return _status([outcome for _, outcome in rows])
+    return WRONG if refused else _status([outcome for _, outcome in rows])
+
+
+def _show_refused(name: str, why: RefusedError, table: Table | None) -> None:
+    """A version whose rules do not let the scenario run."""
+    if table is None:
+        output.complain(f"{name}: {why}")
+    else:
+        output.say(table.refused(name, why.reason))
+
+
+def _show_vain(rows: Sequence[tuple[str, Outcome]], args: argparse.Namespace) -> None:
+    """Calls that are refused in all schedules: what would come after them is unseen."""
+    found: dict[str, list[str]] = {}
+    for name, outcome in rows:
+        for call, why in outcome.calls.vain.items():
+            found.setdefault(f"always refused: {call}: {why}", []).append(name)
+    for text, names in found.items():
+        line = text if len(rows) == 1 else f"{text} ({', '.join(names)})"
+        if args.json:
+            output.complain(line)
+        else:
+            output.say(f"\n{line}")
 
 
 def _outcomes(
     cases: Sequence[tuple[str, Case]], limits: Limits
-) -> Iterator[tuple[str, Outcome]]:
-    """The outcome for each name, until the search is stopped."""
-    from inaccfs.explore.search import explore
+) -> Iterator[tuple[str, Outcome | RefusedError]]:
+    """The outcome for each name, until the search is stopped.
 
-    done: dict[Case, Outcome] = {}
+    Raises:
+        ScenarioError: the scenario is wrong, or it is the only row that is refused.
+    """
+    from inaccfs.explore.search import RefusedError, explore
+
+    done: dict[Case, Outcome | RefusedError] = {}
     for number, (name, case) in enumerate(cases):
         if case not in done:
             words = f"exploring {name}"
             with progress(words, len(cases), ticks=True) as shown:
                 shown.update(number)
-                done[case] = explore(case, limits)
+                try:
+                    done[case] = explore(case, limits)
+                except RefusedError as exc:
+                    if len(cases) == 1:
+                        raise
+                    done[case] = exc
         yield name, done[case]
         if limits.stop():
             return
@@ -241,117 +288,28 @@ def _status(outcomes: list[Outcome]) -> int:
     return 0 if all(outcome.complete for outcome in outcomes) else NOT_COMPLETE
 
 
-def _as_row(name: str, outcome: Outcome, label: str) -> dict[str, Any]:
-    from inaccfs.explore import replay
-
-    case, shortest = outcome.case, outcome.shortest
-    steps = [] if shortest is None else _timeline(case, shortest).lines
-    return {
-        "scenario": label,
-        "semantics": name,
-        "kvm": case.kvm,
-        "verdict": ", ".join(outcome.kinds) or "clean",
-        "kinds": outcome.kinds,
-        "schedules": outcome.schedules,
-        "pruned": outcome.pruned,
-        "complete": outcome.complete,
-        "bound": outcome.limits.preemptions,
-        "seconds": round(outcome.seconds, 3),
-        "replay": None if shortest is None else replay.name(case, shortest.choices),
-        "steps": [{"actor": line.actor, "text": line.text} for line in steps],
-    }
-
-
-def _timeline(case: Case, found: Found) -> Timeline:
-    from inaccfs.explore import timeline
-
-    return timeline.replayed(case, found.choices, found.kind)
-
-
-def _show_found(outcome: Outcome, args: argparse.Namespace) -> None:
-    """Show the shortest schedule, and how to see those of other kinds."""
-    from inaccfs.explore import replay
-
-    case, shortest = outcome.case, outcome.shortest
-    if shortest is None:
-        if args.trace is not None:
-            output.complain(f"nothing was found: {args.trace} is not written")
-        return
-    found = _timeline(case, shortest)
-    if not args.json:
-        output.say(f"\n{shortest.kind}: {shortest.text}")
-        _show(found)
-        output.say(f"replay {replay.name(case, shortest.choices)}")
-        for kind, other in sorted(outcome.found.items()):
-            if other is not shortest:
-                name = replay.name(case, other.choices)
-                output.say(f"\n{kind}: {other.text}\nreplay {name}")
-    if args.trace is not None:
-        _write_trace(args.trace, found)
-
-
-_GUILTY: Final = re.compile(r"^\*.*$", re.MULTILINE)
-
-
-def _show(found: Timeline) -> None:
-    from inaccfs.explore import timeline
-
-    if not found.lines:
-        output.say("no actor takes a step: it is what setup() has done")
-        return
-    if not sys.stdout.isatty():
-        output.say(timeline.as_list(found))
-        return
-    text = printable_lines(
-        timeline.as_columns(found, shutil.get_terminal_size().columns)
-    )
-    if os.environ.get("NO_COLOR"):
-        output.say(text)
-    else:
-        output.say_coloured(_GUILTY.sub("\x1b[1;31m\\g<0>\x1b[0m", text))
-
-
 # --- one schedule ---------------------------------------------------------------------
 
 
 def _replay(args: argparse.Namespace, case: Case, label: str) -> int:
     from inaccfs.explore import replay, timeline
+    from inaccfs.explore.search import Limits, Outcome
 
     found = timeline.replayed(case, replay.choices(case, args.replay))
     if args.json:
-        steps = [{"actor": line.actor, "text": line.text} for line in found.lines]
+        alone = Outcome(case, Limits())
+        alone.schedules = 1
         kinds = sorted({each.kind for each in found.violations})
-        row = {
-            "scenario": label,
-            "semantics": case.semantics.name,
-            "kvm": case.kvm,
-            "verdict": ", ".join(kinds) or "clean",
-            "kinds": kinds,
-            "schedules": 1,
-            "pruned": 0,
-            "complete": False,
-            "bound": None,
-            "seconds": 0.0,
-            "replay": args.replay,
-            "steps": steps,
-        }
-        output.say_json(msgspec.json.encode({"rows": [row]}))
+        row = exploreshow.row(
+            label, case.semantics.name, alone, kinds, args.replay, found.lines
+        )
+        exploreshow.say_rows([row])
     else:
         for each in found.violations:
             output.say(f"{each.kind}: {each.text}")
         if not found.violations:
             output.say("clean: this schedule shows nothing")
-        _show(found)
+        exploreshow.show(found)
     if args.trace is not None:
-        _write_trace(args.trace, found)
+        exploreshow.write_trace(args.trace, found)
     return 1 if found.violations else NOT_COMPLETE
-
-
-def _write_trace(path: str, found: Timeline) -> None:
-    from inaccfs.explore import timeline
-
-    try:
-        with open(path, "wb") as file:
-            file.write(timeline.as_trace(found))
-    except OSError as exc:
-        raise OptionError(f"cannot write {quoted(path)}: {exc.strerror}") from exc

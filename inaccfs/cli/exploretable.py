@@ -47,11 +47,19 @@ class Table:
         verdict = ", ".join(outcome.kinds) or (
             "clean" if outcome.complete else "clean so far"
         )
+        if outcome.calls.vain:
+            verdict += ", but calls are always refused"
         if (same := outcome.case.semantics.name) != name:
             verdict += f" (as {same})"
         return self._line(
             *(self._label, name, self._kvm, outcome.schedules, outcome.pruned),
             *(_all(outcome), f"{outcome.seconds:.2f}", verdict),
+        )
+
+    def refused(self, name: str, why: str) -> str:
+        """Of a version whose rules refuse what the scenario needs."""
+        return self._line(
+            *(self._label, name, self._kvm, "-", "-", "-", "-"), f"refused: {why}"
         )
 
 

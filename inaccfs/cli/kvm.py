@@ -10,8 +10,8 @@ import types
 from pathlib import Path
 from typing import Any
 
-from inaccfs.cli import kvmlive, kvmmount, kvmprobe, kvmstress, output
-from inaccfs.cli.compare import write_report
+from inaccfs.cli import kvmlive, kvmmount, kvmprobe, kvmstress, output, terminal
+from inaccfs.cli.compare import end_with_reader, write_report
 from inaccfs.errors import InaccfsError
 
 
@@ -68,6 +68,8 @@ def _run(args: argparse.Namespace) -> int:
         raise InaccfsError(f"cannot read {args.script}: {exc.strerror}") from None
     from inaccfs import kvm
 
+    if args.report_fd is not None:
+        end_with_reader(args.report_fd)
     with (
         kvmmount.mount_of(args.mount, args.options) as (mount, shim),
         kvm.VM(shim) as vm,
@@ -96,7 +98,7 @@ def _execute(
         with output.lent():
             exec(compile(source, script, "exec"), vars(module))
     except SystemExit as exc:
-        return _status(exc.code)
+        return output.exit_status(exc)
     except output.OutputError:
         raise
     except Exception as exc:
@@ -107,22 +109,12 @@ def _execute(
     return 0
 
 
-def _status(code: object) -> int:
-    """The exit status of `sys.exit(code)`."""
-    if code is None or isinstance(code, int):
-        return code or 0
-    output.mention(str(code))
-    return 1
-
-
 # --- demo -----------------------------------------------------------------------------
 
 
 def _demo(args: argparse.Namespace) -> int:
     from inaccfs.kvm import demo
 
-    # See no-color.org.
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     with kvmmount.roomy_mount_of(args, demo.PAGES) as shim:
-        demo.run(shim, output.say_coloured, colour=colour)
+        demo.run(shim, output.say_coloured, colour=terminal.has_colours())
     return 0

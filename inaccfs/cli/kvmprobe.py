@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs.cli import mountoptions, output
+from inaccfs.cli import mountoptions, output, terminal
 from inaccfs.errors import InaccfsError, OptionError
 from inaccfs.words import quoted
 
@@ -132,6 +130,4 @@ def _show(
         about = {"semantics": semantics}
         output.say_json(report.as_json(about, sides, results).encode())
     else:
-        # In a pipe each row stays on one line.
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        output.say(report.table(sides, results, width))
+        output.say(report.table(sides, results, terminal.width() or None))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from inaccfs.cli import kvmmount, output
+from inaccfs.cli import kvmmount, output, units
 from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.progress import progress
 from inaccfs.cli.statuses import INTERRUPTED
@@ -39,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "references, notifiers and counts. Status 1 if anything is wrong.",
     )
     for name, metavar, kind, default, text in (
-        ("--seconds", "N", _seconds, 10.0, "how long; default 10"),
+        ("--seconds", "N", units.seconds_of, 10.0, "how long; default 10"),
         ("--vcpus", "M", _number(1, _MOST_THREADS), 4, "default 4"),
         (
             "--punchers",
@@ -57,18 +57,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
     parser.set_defaults(run=run, parser=parser)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(
-            f"{quoted(text)} is not a number of seconds: give one above 0"
-        )
-    return value
 
 
 def _number(least: int, most: float = math.inf) -> Callable[[str], int]:

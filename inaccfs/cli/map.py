@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import sys
+import textwrap
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,16 +20,25 @@ from inaccfs.streams import printable
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from inaccfs.cli.terminal import Ending
     from inaccfs.client import Client, File
     from inaccfs.control.messages import FileInfo, MappedExtent
 
 _AGAIN_SECONDS: Final = 0.5
-_ANSWER_SECONDS: Final = 10.0
 
-# Lines around the cells: a title, an empty one, the legend, and the prompt after it.
-_FRAME_LINES: Final = 7
+# Lines of cells where there is no terminal.
+_ROWS: Final = 16
+
+# Beside the cells, the title and the legend: the empty line between them, and a prompt.
+_OTHER_LINES: Final = 2
+
+# A name with less than this is on a line of its own.
+_NAME_COLUMNS: Final = 10
+
+# A cell of the largest file. Titles have texts of at most this length.
+_LARGEST: Final = 1 << 63
 
 # A page is shown as the first kind that matches.
 _PALETTE: Final = Palette(
@@ -113,7 +123,7 @@ def _opened(shim: Client, mountpoint: str, path: str) -> File:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
 
     try:
-        fd = finding.ask(open_it, _ANSWER_SECONDS)
+        fd = finding.ask(open_it, finding.DAEMON_SECONDS)
     except TimeoutError:
         raise NoAnswerError(f"{path}: its daemon does not answer (stopped?)") from None
     except OSError as exc:
@@ -150,7 +160,10 @@ def _watch(shown: _Shown, ending: Ending, *, as_json: bool) -> None:
     try:
         before = ""
         while not ending.asked:
-            text = shown.json() if as_json else shown.text()
+            if as_json:
+                text = shown.json()
+            else:
+                text = shown.text(terminal.screen() if screen else terminal.size())
             with ending.interrupting():
                 if screen:
                     _draw(text)
@@ -168,9 +181,16 @@ def _watch(shown: _Shown, ending: Ending, *, as_json: bool) -> None:
 
 def _draw(text: str) -> None:
     """Redraw the screen, without clearing lines before they are drawn."""
-    lines = text.split("\n")[: terminal.size().lines]
-    body = f"{terminal.CLEAR_LINE}\n".join(lines)
-    output.show(f"{terminal.HOME}{body}{terminal.CLEAR_REST}", end="")
+    columns, height = terminal.screen()
+    lines = text.split("\n")[:height]
+    # After a full line the cursor is on its last character: do not clear that.
+    ends = (
+        "" if terminal.length(line) >= columns else terminal.CLEAR_LINE
+        for line in lines
+    )
+    body = "\n".join(map("".join, zip(lines, ends, strict=True)))
+    rest = f"\n{terminal.CLEAR_REST}" if len(lines) < height else ""
+    output.show(f"{terminal.HOME}{body}{rest}", end="")
 
 
 class _Shown:
@@ -185,7 +205,7 @@ class _Shown:
         if as_json:
             output.say_json(self.json().encode())
         else:
-            output.say_coloured(self.text())
+            output.say_coloured(self.text(terminal.size()))
 
     def json(self) -> str:
         """The file, and its extents."""
@@ -193,42 +213,64 @@ class _Shown:
         extents = self._file.query_map()
         return msgspec.json.encode({"file": found, "extents": extents}).decode()
 
-    def text(self) -> str:
-        """A title, the cells, and a legend with counts."""
+    def text(self, size: terminal.Size) -> str:
+        """A title, the cells, and a legend with counts, for a terminal of *size*."""
         info = self._file.query()
         runs = [_run(extent) for extent in self._file.query_map()]
-        width, height = terminal.size()
-        if not sys.stdout.isatty():
-            height = 16 + _FRAME_LINES
+        width, height = size
         colour = terminal.has_colours()
         counts = counted(runs)
         pages = sum(counts.values())
-        placed = layout(pages, info.page_size, width, height - _FRAME_LINES)
+        last = _past_the_end(info, counts)
+        if sys.stdout.isatty():
+            others = [
+                *_title(self._name, info, _LARGEST // info.page_size, width),
+                *_PALETTE.folded(counts, width, several=True),
+                *last,
+            ]
+            room = height - len(others) - _OTHER_LINES
+        else:
+            room = _ROWS
+        placed = layout(pages, info.page_size, width, room)
         cells = _PALETTE.cells(runs, placed.scale)
         lines = [
-            _title(printable(self._name), info, placed.scale, width),
+            *_title(self._name, info, placed.scale, width),
             *_PALETTE.rows(cells, placed, info.page_size, colour=colour),
             *([""] if cells else []),
             *_PALETTE.folded(counts, width, colour=colour, several="+" in cells),
+            *last,
         ]
-        past = info.allocated - sum(
-            count for kind, count in counts.items() if kind not in ".PS?"
-        )
-        if past > 0 and "?" not in counts:
-            lines.append(f"{past:,} more allocated past the end of the file")
         return "\n".join(lines)
 
 
-def _title(name: str, info: FileInfo, scale: int, width: int) -> str:
+def _title(name: str, info: FileInfo, scale: int, width: int) -> list[str]:
+    """One line, or as many as a narrow terminal needs."""
     pages = -(-info.size // info.page_size)
     rest = (
-        f": {size_text(info.size)}, {pages:,} pages of {size_text(info.page_size)}; "
+        f"{size_text(info.size)}, {pages:,} pages of {size_text(info.page_size)}; "
         f"a cell is {'one' if scale == 1 else size_text(scale * info.page_size)}"
     )
-    room = max(width - len(rest), 10)
+    shown = printable(name)
     # The end of a long path says more than its start.
-    short = name if len(name) <= room else f"...{name[3 - room :]}"
-    return f"{short}{rest}"
+    room = width - len(f": {rest}")
+    if room >= min(len(shown), _NAME_COLUMNS):
+        return [f"{_end(shown, room)}: {rest}"]
+    return [f"{_end(shown, max(width - 1, 1))}:", *textwrap.wrap(rest, max(width, 1))]
+
+
+def _end(name: str, room: int) -> str:
+    if len(name) <= room:
+        return name
+    return f"...{name[3 - room :]}" if room > 3 else name[-room:]
+
+
+def _past_the_end(info: FileInfo, counts: Mapping[str, int]) -> list[str]:
+    """A line if there is memory past the end of the file."""
+    if "?" in counts:
+        return []
+    known = sum(count for kind, count in counts.items() if kind not in ".PS")
+    past = info.allocated - known
+    return [f"{past:,} more allocated past the end of the file"] * (past > 0)
 
 
 def _run(extent: MappedExtent) -> Run:

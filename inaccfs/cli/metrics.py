@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from inaccfs.cli import output
 from inaccfs.errors import InaccfsError
+from inaccfs.streams import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -43,13 +44,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, and print or write."""
-    try:
-        # Imported here because it is an extra.
-        import prometheus_client
-    except ImportError:
-        raise InaccfsError(
-            "inaccfs metrics needs prometheus_client: pip install 'inaccfs[metrics]'"
-        ) from None
+    # Imported here because it takes a while.
+    import prometheus_client
+
     from inaccfs import client
 
     with client.connect(args.mountpoint) as shim:
@@ -102,10 +99,12 @@ def _metrics(
     from inaccfs.shim.counters import Counters
 
     labels = ["mountpoint"]
-    values = [status.mountpoint]
+    # Escaped here, where the library doubles the backslashes: a label that has what
+    # `output` makes of control characters cannot be parsed.
+    values = [printable(status.mountpoint)]
     info = InfoMetricFamily("inaccfs_mount", "What the mount is.", labels=labels)
     names = ("version", "semantics", "backing", "mmap", "pfn_source", "pinning")
-    info.add_metric(values, {name: getattr(status, name) for name in names})
+    info.add_metric(values, {name: printable(getattr(status, name)) for name in names})
     yield info
     # These count since the mount was made; the others are present values.
     counters = {field.name for field in fields(Counters)}

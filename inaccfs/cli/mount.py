@@ -168,10 +168,14 @@ def _start(words: Sequence[str], config: Config, mountpoint: Mountpoint) -> int:
     from inaccfs import launch
 
     try:
-        launch.start_daemon(words, mountpoint)
+        daemon = launch.start_daemon(words, mountpoint)
     except DaemonFailedError as exc:
+        if not exc.status:
+            raise
         # The daemon has printed the reason on our standard error.
         return exc.status
+    # It stays. Popen would warn of that (python -X dev).
+    daemon.returncode = 0
     return 0
 
 
@@ -180,6 +184,9 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
     oom_score = syscalls.OomScore()
     # Do this before the imports, which take most of the start time: see `ptraced`.
     syscalls.set_dumpable(False)
+    if args.holder_fd is not None:
+        # A daemon that is stopped would not notice that its holder has ended.
+        syscalls.set_parent_death_signal(signal.SIGCONT)
     # Imported here because only the daemon needs trio and pyfuse3.
     from inaccfs import daemon
 

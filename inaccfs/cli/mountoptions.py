@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from dataclasses import replace
@@ -14,7 +13,7 @@ from inaccfs.control.limits import Limits, Policy
 from inaccfs.errors import OptionError
 from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.shim.frameoptions import SimulatedMemory
-from inaccfs.words import natural, quoted
+from inaccfs.words import natural, quoted, seconds
 
 if TYPE_CHECKING:
     import argparse
@@ -208,12 +207,8 @@ def _policy(options: Options) -> Policy:
     policy = Policy(limits, frozenset(uids), options.guest_access)
     if (text := options.ours.get("ack-timeout")) is None:
         return policy
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
+    if (ack_seconds := seconds(text)) is None:
         raise OptionError(
             f"ack-timeout {quoted(text)} is not a number of seconds: give one above 0"
         )
-    return replace(policy, ack_seconds=seconds)
+    return replace(policy, ack_seconds=ack_seconds)

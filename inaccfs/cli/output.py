@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import re
-import shutil
 import sys
 import traceback
 from contextlib import contextmanager, nullcontext, suppress
 from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 
+from inaccfs.cli import terminal
 from inaccfs.streams import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 _STREAMS: Final = (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w"))
 
-
-_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 # The length of the longest line that the terminal had to wrap.
 _too_wide = 0
@@ -92,7 +89,7 @@ def say_coloured(text: str) -> None:
     Raises:
         OutputError: writing failed.
     """
-    _measure(_COLOUR.sub("", text))
+    _measure(text)
     show(text)
 
 
@@ -160,6 +157,14 @@ def mention_traceback(exc: Exception, *, ours: int = 1) -> None:
     mention(printable_lines("".join(lines)), end="")
 
 
+def exit_status(exc: SystemExit) -> int:
+    """That of sys.exit() in a user's code; a text is printed, as Python does."""
+    if exc.code is None or isinstance(exc.code, int):
+        return exc.code or 0
+    mention(printable_lines(str(exc.code)))
+    return 1
+
+
 def complain_of_output(exc: OutputError) -> None:
     """Say why the standard output is incomplete."""
     cause = exc.__cause__
@@ -217,9 +222,9 @@ def lent() -> Iterator[None]:
 
 def _measure(text: str) -> None:
     global _too_wide
-    if sys.stdout.isatty():
-        width = max(map(len, text.split("\n")))
-        if width > shutil.get_terminal_size().columns:
+    if columns := terminal.width():
+        width = max(map(terminal.length, text.split("\n")))
+        if width > columns:
             _too_wide = max(width, _too_wide)
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any
 
-from inaccfs.cli import output
+from inaccfs.cli import output, terminal
 from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError
 
@@ -93,6 +91,4 @@ def _show(
     if args.json:
         output.say_json(report.as_json(found, results).encode())
     else:
-        # In a pipe each row stays on one line.
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        output.say(report.table(found, results, width))
+        output.say(report.table(found, results, terminal.width() or None))

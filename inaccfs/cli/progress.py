@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.cli import output
+from inaccfs.cli import output, terminal
 from inaccfs.streams import printable
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Progress:
         """*total* is the last value of `update`; 0 if it is unknown."""
         self._label: Final = label
         self._total: Final = total
-        self._is_terminal: Final = sys.stderr.isatty()
+        self._is_terminal: Final = terminal.is_terminal(sys.stderr)
         self._start: Final = time.monotonic()
         self._due = self._start + (
             _FIRST_SECONDS if self._is_terminal else _LINE_SECONDS
@@ -57,7 +56,7 @@ class Progress:
                 return
             self._due = now + (_AGAIN_SECONDS if self._is_terminal else _LINE_SECONDS)
             if self._is_terminal:
-                columns = shutil.get_terminal_size().columns
+                columns = terminal.size(sys.stderr).columns
                 line = self._line(now)[: columns - 1]
                 output.mention(f"\r{line}\x1b[K", end="")
                 self._drawn = True
@@ -106,7 +105,9 @@ def progress(
     with output.beside(made.cleared):
         try:
             if ticks:
-                thread.start()
+                # Without a thread nothing is drawn, but the work is done.
+                with suppress(RuntimeError):
+                    thread.start()
             yield made
         finally:
             ended.set()

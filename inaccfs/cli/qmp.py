@@ -42,9 +42,9 @@ class _Help(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        from inaccfs.cli import console
+        from inaccfs.cli import commandwords
 
-        parser.epilog = _EXAMPLES + console.help_text()
+        parser.epilog = _EXAMPLES + commandwords.help_text()
         parser.print_help()
         parser.exit()
 
@@ -104,7 +104,7 @@ def _options() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, options: argparse.ArgumentParser) -> int:
     """Execute the commands; status 1 if one was refused."""
-    from inaccfs.cli import console
+    from inaccfs.cli import commandwords, console
     from inaccfs.client import wire
 
     _, words = options.parse_known_args(args.words, args)
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace, options: argparse.ArgumentParser) -> int:
             raise OptionError(f"unknown option {word!r}: see inaccfs qmp -h")
     if words:
         # Check the command before connecting.
-        console.parse(words)
+        commandwords.parse(words)
     names = [_split(word) for word in args.fd]
     connection, conversation = wire.dial(wire.find_socket(args.target))
     with connection:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from inaccfs import errnos
-from inaccfs.cli import output
+from inaccfs.cli import output, terminal
 from inaccfs.streams import printable
 
 if TYPE_CHECKING:
@@ -55,10 +53,9 @@ def run(args: argparse.Namespace) -> int:
         ]
         output.say_json(msgspec.json.encode(table))
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
         rows = [*(_row(rule, shown) for rule in rules), *_code_rows(code)]
         names = [printable(one.name) for one in shown]
-        output.say("\n\n".join(_tables(names, rows, width)))
+        output.say("\n\n".join(_tables(names, rows, terminal.width())))
     return 0
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import signal
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The size if the output is not a terminal.
-_PLAIN: Final = (80, 24)
-
-# Switch to the alternate screen without a cursor, and back. console_codes(4), xterm's
-# ctlseqs.
-ENTER: Final = "\x1b[?1049h\x1b[?25l"
-LEAVE: Final = "\x1b[?25h\x1b[?1049l"
+# Switch to the alternate screen, without a cursor and with long lines cut; and back.
+# console_codes(4), xterm's ctlseqs.
+ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l"
+LEAVE: Final = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 # Move to the first line; clear from the cursor to the end of the line, or of the
 # screen.
 HOME: Final = "\x1b[H"
@@ -28,6 +25,14 @@ CLEAR_REST: Final = "\x1b[J"
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def length(line: str) -> int:
+    """How many columns a line takes; its colours take none."""
+    return len(_COLOUR.sub("", line))
+
+
 class Size(NamedTuple):
     """The size of the terminal, in characters."""
 
@@ -35,9 +40,17 @@ class Size(NamedTuple):
     lines: int
 
 
-def is_terminal() -> bool:
-    """Whether the output goes to a terminal that can do more than print."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+# The size if the output is not a terminal, or one that does not know its size.
+_PLAIN: Final = Size(80, 24)
+
+
+def is_terminal(stream: IO[str] | None = None) -> bool:
+    """Whether *stream* goes to a terminal that can do more than print.
+
+    Here and below the default of *stream* is standard output.
+    """
+    stream = sys.stdout if stream is None else stream
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def has_colours() -> bool:
@@ -45,12 +58,45 @@ def has_colours() -> bool:
     return is_terminal() and not os.environ.get("NO_COLOR")
 
 
-def size() -> Size:
-    """The present size of the terminal; 80 by 24 if there is none."""
-    if not sys.stdout.isatty():
-        return Size(*_PLAIN)
-    columns, lines = shutil.get_terminal_size(_PLAIN)
-    return Size(columns, lines)
+def size(stream: IO[str] | None = None) -> Size:
+    """The present size of the terminal; 80 by 24 if there is none.
+
+    shutil.get_terminal_size() knows the standard output only.
+    """
+    stream = sys.stdout if stream is None else stream
+    if not stream.isatty():
+        return _PLAIN
+    found = _of(stream)
+    return Size(_wanted("COLUMNS") or found.columns, _wanted("LINES") or found.lines)
+
+
+def screen() -> Size:
+    """The size to draw in, without COLUMNS and LINES, which do not follow a resize.
+
+    Not only users set them: GNU readline puts them into the environment of children.
+    """
+    return _of(sys.stdout)
+
+
+def _of(stream: IO[str]) -> Size:
+    columns, lines = 0, 0
+    with suppress(OSError):
+        columns, lines = os.get_terminal_size(stream.fileno())
+    return Size(columns or _PLAIN.columns, lines or _PLAIN.lines)
+
+
+def _wanted(name: str) -> int:
+    """A number in the environment; 0 if it is none."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def width() -> int:
+    """How many columns a line may have; 0 if the output is no terminal: no limit.
+
+    In a pipe each row of a table stays on one line.
+    """
+    return size().columns if sys.stdout.isatty() else 0
 
 
 class Ending:

@@ -59,13 +59,9 @@ def run(args: argparse.Namespace) -> int:
         raise InaccfsError(
             "inaccfs top needs a terminal: inaccfs metrics and inaccfs trace do not"
         )
-    try:
-        # Imported here because it is an extra.
-        from rich.console import Console
-    except ImportError:
-        raise InaccfsError(
-            "inaccfs top needs rich: pip install 'inaccfs[top]'"
-        ) from None
+    # Imported here because it takes a while.
+    from rich.console import Console
+
     from inaccfs import client
     from inaccfs.cli.terminal import Ending
     from inaccfs.shim.trace import What
@@ -155,6 +151,7 @@ class _Loop:
     """Draws every second, and when the size of the terminal changes."""
 
     def __init__(self, screen: ScreenContext, shim: Client, trace: Trace) -> None:
+        from rich.console import ConsoleDimensions
         from rich.control import Control
 
         from inaccfs.cli import topview
@@ -163,6 +160,7 @@ class _Loop:
         self._view: Final = topview.View
         self._screen: Final = screen
         self._home: Final = Control.home()
+        self._dimensions: Final = ConsoleDimensions
         self._asker: Final = _Asker(shim)
         self._trace: Final = trace
         self._rates: Final = Rates()
@@ -214,8 +212,11 @@ class _Loop:
             now=now,
         )
         # rich continues where the last line ended, which is elsewhere after a resize.
-        self._screen.console.control(self._home)
-        self._screen.update(view.drawn(terminal.size().lines))
+        # And it takes the size from the environment, which does not change.
+        console, size = self._screen.console, terminal.screen()
+        console.size = self._dimensions(*size)
+        console.control(self._home)
+        self._screen.update(view.drawn(size.lines))
 
 
 def _notify(fd: int) -> None:

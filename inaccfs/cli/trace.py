@@ -198,6 +198,9 @@ class _Picture:
         from inaccfs.tracing.chrome import Picture
 
         self._picture: Final = Picture(file.write)
+        # A full disk, or a file of the mount itself, is known now, and not at the end.
+        file.flush()
+        self._file: Final = file
         self._path: Final = path
         self._count = 0
 
@@ -210,6 +213,7 @@ class _Picture:
     def close(self, lost: int) -> None:
         """Write the end, and print what the file has."""
         self._picture.close(lost, __version__)
+        self._file.flush()
         missing = f", {lost} lost" if lost else ""
         records = "record" if self._count == 1 else "records"
         output.mention(

@@ -1,6 +1,10 @@
-"""Numbers for people."""
+"""Numbers for people, and from them."""
 
 from __future__ import annotations
+
+import argparse
+
+from inaccfs import words
 
 
 def size_text(count: int) -> str:
@@ -11,3 +15,12 @@ def size_text(count: int) -> str:
             return f"{size:g} {unit}" if size.is_integer() else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def seconds_of(text: str) -> float:
+    """The number of seconds that an argument says; a type for argparse."""
+    if (value := words.seconds(text)) is None:
+        raise argparse.ArgumentTypeError(
+            f"{words.quoted(text)} is not a number of seconds: give one above 0"
+        )
+    return value

@@ -220,7 +220,7 @@ class File(AttributesOfFile):
         connection = self._client._connection
         with trio.CancelScope(shield=True):
             for command in requests.put_pfns(self._open_name, extents):
-                await connection.do(requests.Request(command, lambda _: None))
+                await connection.do(requests.no_result(command))
         await trio.lowlevel.checkpoint_if_cancelled()
 
     async def get_memory(self) -> int:

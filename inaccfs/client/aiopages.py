@@ -100,7 +100,7 @@ class AttributesOfFile(ABC):
     async def unpin_pages(self, extents: Iterable[Extent]) -> None:
         """unpin_user_pages(): give back a pin of each page of *extents*."""
         for command in requests.unpin_pages(self._open_name, extents):
-            await self._ask(requests.Request(command, lambda _: None))
+            await self._ask(requests.no_result(command))
 
     def shared_window(self) -> SharedWindow:
         """Access to shared pages, as if through a mapping of the file."""

@@ -88,7 +88,7 @@ class File(AttributesOfFile):
         """
         do = self._client._do if wait else self._client._post
         for command in requests.put_pfns(self._open_name, extents):
-            do(requests.Request(command, lambda _: None))
+            do(requests.no_result(command))
 
     def get_memory(self) -> int:
         """An fd of the memory itself, as the guest uses it. The caller closes it.
@@ -121,8 +121,10 @@ class File(AttributesOfFile):
         called for allocated pages and *error* for poisoned ones, in semantics with such
         events. With *with_frames* callbacks also get a list of extents: the fetched
         pages that are removed, in semantics whose events carry them. With *with_kinds*
-        their last argument is "private", "shared" or "both", in semantics whose events
-        carry that, otherwise None.
+        the next argument is "private", "shared" or "both", in semantics whose events
+        carry that, otherwise None. With *with_zaps* the last argument is the start and
+        the end of the pages to zap, if a conversion changes only some pages of a huge
+        page; otherwise it is None, and all pages of the event are to be zapped.
 
         Callbacks run in a thread of the client, one at a time. They may use the client
         (commands wait for those of other threads) and unregister notifiers; registering

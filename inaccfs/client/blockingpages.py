@@ -99,7 +99,7 @@ class AttributesOfFile(ABC):
     def unpin_pages(self, extents: Iterable[Run]) -> None:
         """unpin_user_pages(): give back a pin of each page of *extents*."""
         for command in requests.unpin_pages(self._open_name, extents):
-            self._ask(requests.Request(command, lambda _: None))
+            self._ask(requests.no_result(command))
 
     def shared_window(self) -> SharedWindow:
         """Access to shared pages, as if through a mapping of the file."""

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-NEGOTIATE: Final = requests.Request(QmpCapabilities(), lambda _: None)
+NEGOTIATE: Final = requests.no_result(QmpCapabilities())
 
 
 class Outgoing(NamedTuple):
@@ -177,7 +177,7 @@ class Conversation:
     def start_unawaited(self, commands: Iterable[Command], *, quietly: bool) -> None:
         """Send commands, and only log refusals; with *quietly* at a lower level."""
         for command in commands:
-            call = self.start(requests.Request(command, lambda _: None))
+            call = self.start(requests.no_result(command))
             if not call.done:
                 self.unawaited += 1
                 call.on_done = lambda call=call: self._overhear(call, quietly)

@@ -5,8 +5,7 @@ Both faces follow these rules; they differ only in what runs a callback.
 - Each event that needs an answer gets one: when its callback has returned or raised, or
   at once if there is no callback.
 - If a notifier is unregistered while its callback runs, even by the callback itself,
-the
-  callback returns first; events that come meanwhile are answered without a call.
+  the callback returns first; events that come meanwhile are answered without a call.
 - The exception of a callback is kept until it can be raised to the user.
 """
 
@@ -16,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypedDict
 
 from inaccfs.client.errors import ClientClosedError, ControlError
-from inaccfs.client.requests import Request
+from inaccfs.client.requests import Request, no_result
 from inaccfs.control import messages
 from inaccfs.control.messages import (
     Bind,
@@ -37,8 +36,7 @@ if TYPE_CHECKING:
 
     from inaccfs.client.core import Call, Conversation
 
-    # Takes the first page and the page after the last; with `with_frames` the removed
-    # extents; and with `with_kinds` the kinds.
+    # Takes the first page, the page after the last, and what the options below add.
     Callback: TypeAlias = Callable[..., object]
 
 log = logging.getLogger(__name__)
@@ -55,10 +53,12 @@ class Options(TypedDict, total=False):
     invalidate_end: Callback | None
     populate: Callback | None
     error: Callback | None
-    # Whether callbacks also take a list of the removed extents; and whether they take
-    # the kinds of pages, which are None if events do not carry them.
+    # Whether callbacks also take a list of the removed extents; the kinds of pages; and
+    # the start and end of the pages to zap, if these are fewer than the event's. Kinds
+    # and zaps are None if events do not carry them.
     with_frames: bool
     with_kinds: bool
+    with_zaps: bool
 
 
 class Callbacks(NamedTuple):
@@ -71,10 +71,11 @@ class Callbacks(NamedTuple):
     error: Callback | None = None
     with_frames: bool = False
     with_kinds: bool = False
+    with_zaps: bool = False
 
     def check(self) -> Callbacks:
         """Return itself; `TypeError` if there is no callback."""
-        if not any(self[:-2]):
+        if not any(self[:-3]):
             raise TypeError("a notifier needs a callback")
         return self
 
@@ -109,11 +110,11 @@ class Callbacks(NamedTuple):
         end: int,
         frames: Iterable[object] | None,
         kinds: str | None = None,
+        zaps: tuple[int, int] | None = None,
     ) -> object:
         """Call a callback: with *frames*, or [], if it takes them."""
-        more: list[object] = [list(frames or ())] if self.with_frames else []
-        if self.with_kinds:
-            more.append(kinds)
+        more: list[object] = [list(frames or ())] * self.with_frames
+        more += [kinds] * self.with_kinds + [zaps] * self.with_zaps
         return callback(start, end, *more)
 
     @staticmethod
@@ -234,7 +235,7 @@ class Due(NamedTuple):
         if isinstance(event, messages.MemoryError):
             return call(callback, event.start, event.end, None)
         frames, kinds = event.frames or None, event.kinds or None
-        return call(callback, event.start, event.end, frames, kinds)
+        return call(callback, event.start, event.end, frames, kinds, event.fewer)
 
 
 class Notifiers:
@@ -277,8 +278,8 @@ class Notifiers:
         return Request(command, interpret)
 
     def commit(self, registration: Registration) -> Request[None]:
-        """The request that makes a prepared notifier effective."""
-        return Request(CommitBind(notifier=registration.number), lambda _: None)
+        """The request that puts a prepared one into effect. If it fails, forget it."""
+        return no_result(CommitBind(notifier=registration.number))
 
     def forget(self, registration: Registration) -> None:
         """Forget a notifier that the daemon has refused to commit, and has removed."""
@@ -343,7 +344,7 @@ class Notifiers:
             return
         leave = Unbind if registration.bound else UnregisterNotifier
         command = leave(notifier=registration.number)
-        call = self._conversation.start(Request(command, lambda _: None))
+        call = self._conversation.start(no_result(command))
         # Set afterwards, so that a thread that is interrupted here can ask again.
         registration.asked = True
 

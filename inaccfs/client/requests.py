@@ -122,6 +122,11 @@ def _nothing(_: object) -> None:
     return None
 
 
+def no_result(command: Command, fd: int | None = None) -> Request[None]:
+    """A command that returns nothing, or whose return does not matter."""
+    return Request(command, _nothing, fd)
+
+
 def _itself(returned: Any) -> Any:  # noqa: ANN401 - the return of any command
     return returned
 
@@ -209,11 +214,11 @@ def check_path(path: str) -> str:
 
 
 def get_fd(fdname: str, fd: int, *, weak: bool = False) -> Request[None]:
-    return Request(GetFd(fdname=fdname, weak=weak), _nothing, fd)
+    return no_result(GetFd(fdname=fdname, weak=weak), fd)
 
 
 def close_fd(fdname: str) -> Request[None]:
-    return Request(CloseFd(fdname=fdname), _nothing)
+    return no_result(CloseFd(fdname=fdname))
 
 
 def memfd_create(name: str, flags: int, size: int | None, fdname: str) -> Request[int]:
@@ -238,7 +243,7 @@ def _map_extents(found: PageMap) -> list[MappedExtent]:
 
 
 def memory_failure(file: str, offset: int) -> Request[None]:
-    return Request(MemoryFailure(file=file, offset=offset), _nothing)
+    return no_result(MemoryFailure(file=file, offset=offset))
 
 
 # --- frames ---------------------------------------------------------------------------
@@ -269,10 +274,14 @@ def get_pfns(file: str, offset: int, count: int) -> Request[list[Extent]]:
 
 
 def put_pfns(file: str, extents: Iterable[Run]) -> list[Command]:
-    """Commands that put a reference to each page of *extents*, some at a time."""
+    """The commands that put a reference to each page of *extents*, some at a time."""
+    return [PutPfn(file=file, extents=parts) for parts in _to_put(extents)]
+
+
+def _to_put(extents: Iterable[Run]) -> list[list[PutExtent]]:
     parts = [PutExtent(pfn=extent.pfn, count=extent.count) for extent in extents]
     return [
-        PutPfn(file=file, extents=parts[at : at + _EXTENTS_A_COMMAND])
+        parts[at : at + _EXTENTS_A_COMMAND]
         for at in range(0, len(parts), _EXTENTS_A_COMMAND)
     ]
 
@@ -283,16 +292,12 @@ def pin_pages(file: str, offset: int, count: int) -> Request[list[Extent]]:
 
 
 def unpin_pages(file: str, extents: Iterable[Run]) -> list[Command]:
-    """Commands that give back a pin of each page of *extents*."""
-    parts = [PutExtent(pfn=extent.pfn, count=extent.count) for extent in extents]
-    return [
-        UnpinPages(file=file, extents=parts[at : at + _EXTENTS_A_COMMAND])
-        for at in range(0, len(parts), _EXTENTS_A_COMMAND)
-    ]
+    """The commands that give back a pin of each page of *extents*."""
+    return [UnpinPages(file=file, extents=parts) for parts in _to_put(extents)]
 
 
 def put_pfn(file: str, pfn: int, count: int) -> Request[None]:
-    return Request(PutPfn(file=file, pfn=pfn, count=count), _nothing)
+    return no_result(PutPfn(file=file, pfn=pfn, count=count))
 
 
 # --- private and shared pages ---------------------------------------------------------
@@ -304,7 +309,7 @@ def set_memory_attributes(
     command = SetMemoryAttributes(
         file=file, offset=offset, count=count, private=private
     )
-    return Request(command, _nothing)
+    return no_result(command)
 
 
 def query_memory_attributes(file: str) -> Request[list[MemoryAttributes]]:
@@ -334,15 +339,15 @@ def populate(
 
 
 def freeze(file: str) -> Request[None]:
-    return Request(Freeze(file=file), _nothing)
+    return no_result(Freeze(file=file))
 
 
 def unfreeze(file: str) -> Request[None]:
-    return Request(Unfreeze(file=file), _nothing)
+    return no_result(Unfreeze(file=file))
 
 
 def migrate(file: str, offset: int, count: int) -> Request[None]:
-    return Request(Migrate(file=file, offset=offset, count=count), _nothing)
+    return no_result(Migrate(file=file, offset=offset, count=count))
 
 
 def read_shared(file: str, offset: int, count: int) -> Request[bytes]:
@@ -354,7 +359,7 @@ def read_shared(file: str, offset: int, count: int) -> Request[bytes]:
 
 def write_shared(file: str, offset: int, data: bytes) -> Request[None]:
     text = base64.b64encode(data).decode()
-    return Request(WriteShared(file=file, offset=offset, data=text), _nothing)
+    return no_result(WriteShared(file=file, offset=offset, data=text))
 
 
 # --- the mount ------------------------------------------------------------------------
@@ -369,4 +374,4 @@ QUERY_FILES: Final[Request[list[FileInfo]]] = Request(QueryFiles(), _itself, who
 QUERY_NOTIFIERS: Final[Request[list[NotifierInfo]]] = Request(
     QueryNotifiers(), _itself, whole=True
 )
-QUIT: Final[Request[None]] = Request(Quit(), _nothing)
+QUIT: Final[Request[None]] = no_result(Quit())

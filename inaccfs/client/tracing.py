@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.client import wire
 from inaccfs.client.errors import ConnectionLostError, closed, interrupted
-from inaccfs.client.requests import Request
+from inaccfs.client.requests import Request, no_result
 from inaccfs.control import messages
 from inaccfs.control.messages import TraceStart, TraceStop
 from inaccfs.control.outlet import Outlet
@@ -48,7 +48,7 @@ class Reading:
     def start(self, kinds: Iterable[What]) -> None:
         """Ask for the trace."""
         command = TraceStart(kinds=list(kinds))
-        self._started = self._conversation.start(Request(command, lambda _: None))
+        self._started = self._conversation.start(no_result(command))
         self._send()
 
     @property

@@ -15,10 +15,9 @@ from inaccfs import launch
 from inaccfs.client.core import NEGOTIATE, Conversation
 from inaccfs.client.errors import CannotConnectError
 from inaccfs.control.outlet import Outlet
+from inaccfs.errnos import os_error
 from inaccfs.errors import NotMountedError
 from inaccfs.fuse import finding
-
-ANSWER_SECONDS: Final = 10.0
 
 _READ_BYTES: Final = 1 << 16
 # A reply has at most one fd; several replies may be read at once.
@@ -42,7 +41,8 @@ _WHAT_TO_DO: Final = {
     errno.ECONNREFUSED: "its daemon is dead; inaccfs status lists the mounts",
     errno.ENOENT: "the socket has been removed; inaccfs status lists the mounts",
     errno.EACCES: "only root and the mount's owner reach it",
-    errno.EAGAIN: f"its daemon accepted nobody for {ANSWER_SECONDS:.0f} s (stopped?)",
+    errno.EAGAIN: "its daemon accepted nobody for "
+    f"{finding.DAEMON_SECONDS:.0f} s (stopped?)",
 }
 
 
@@ -74,7 +74,9 @@ def find_socket(target: str | os.PathLike[str]) -> str:
 def _is_socket(path: str) -> bool:
     # It may lie in a mount whose daemon is stopped.
     try:
-        return finding.ask(lambda: stat.S_ISSOCK(os.stat(path).st_mode), ANSWER_SECONDS)
+        return finding.ask(
+            lambda: stat.S_ISSOCK(os.stat(path).st_mode), finding.DAEMON_SECONDS
+        )
     except OSError:
         return False
 
@@ -89,7 +91,7 @@ def dial(path: str) -> tuple[socket.socket, Conversation]:
     try:
         # Not settimeout(): connect(2) of a socket that does not block fails at once
         # while many others connect, and a blocking one waits. See unix(7).
-        set_deadline(connection, ANSWER_SECONDS)
+        set_deadline(connection, finding.DAEMON_SECONDS)
         _connect(connection, path)
         conversation = Conversation(path)
         _negotiate(connection, conversation, path)
@@ -123,7 +125,7 @@ def _negotiate(
             conversation.feed(*receive(connection))
     except BlockingIOError:
         raise CannotConnectError(
-            f"{path}: no greeting came within {ANSWER_SECONDS:.0f} s; is it an "
+            f"{path}: no greeting came within {finding.DAEMON_SECONDS:.0f} s; is it an "
             "inaccfs daemon's control socket, and is the daemon running?"
         ) from None
     call.result()
@@ -195,7 +197,7 @@ def send_all(outlet: Outlet, conversation: Conversation) -> None:
         outlet.extend(outgoing)
     try:
         if not flush(outlet):
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise os_error(errno.EAGAIN)
     finally:
         if outlet:
             # What is not sent by now never will be: a message may be cut.

@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from inaccfs import threads
+from inaccfs.trouble import Trouble
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -29,9 +32,6 @@ log = logging.getLogger(__name__)
 # threads that drop unread fds.
 _FOREIGN: Final = 4
 _THREADS: Final = 2
-
-# How long to wait if no thread can be started.
-_NO_THREAD_SECONDS: Final = 0.1
 
 STRANGERS: Final = -1
 """Represents the uids of all users who are not admitted."""
@@ -102,7 +102,7 @@ class Closings:
         self._users: Final[defaultdict[int, _User]] = defaultdict(_User)
         # The number of connections that wait for a thread, or that a thread is closing.
         self.connections = 0
-        self._has_no_thread = False
+        self._trouble: Final = Trouble()
 
     # --- fds of other file systems ------------------------------------------------
 
@@ -170,18 +170,10 @@ class Closings:
 
         A thread that hangs is abandoned when the caller is cancelled.
         """
-        limiter = self._users[uid].threads
-        while True:
-            try:
-                return await trio.to_thread.run_sync(
-                    work, abandon_on_cancel=True, limiter=limiter
-                )
-            except RuntimeError as exc:
-                # There may be no more threads (systemd's TasksMax).
-                if not self._has_no_thread:
-                    log.error("closing for peers waits: %s", exc)  # noqa: TRY400
-                self._has_no_thread = True
-                await trio.sleep(_NO_THREAD_SECONDS)
+        await threads.do(
+            *(work, self._users[uid].threads, self._trouble, "closing for peers"),
+            abandon=True,
+        )
 
 
 def _has_fds(connection: socket.socket) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.control import messages
 from inaccfs.control.messages import Command, Nothing
+from inaccfs.control.paging import most_rows
 from inaccfs.control.request import Answer
 from inaccfs.shim import conversions, freezing, hostaccess, migration, populating
 from inaccfs.shim.call import Conversion
@@ -19,19 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.control.caller import Caller
-    from inaccfs.control.context import Context
     from inaccfs.control.names import Names
     from inaccfs.control.openfiles import OpenFile
-
-# The most ranges of a reply.
-_RANGES: Final = 1000
 
 
 class MemoryAttributes:
     """Carries out one peer's commands. They raise `OSError`, for the peer."""
 
-    def __init__(self, context: Context, caller: Caller, names: Names) -> None:
-        self._superblock: Final = context.superblock
+    def __init__(self, caller: Caller, names: Names) -> None:
         self._caller: Final = caller
         self._names: Final = names
         # The files that the peer has frozen, by inode number. They stay open.
@@ -54,7 +50,7 @@ class MemoryAttributes:
         """Unfreeze the files that the peer has frozen. It has disconnected."""
         while self._frozen:
             opened = self._frozen.popitem()[1]
-            freezing.release(self._superblock, opened.file, self)
+            freezing.release(opened.file, self)
             opened.close()
 
     # --- attributes ------------------------------------------------------------------
@@ -63,11 +59,11 @@ class MemoryAttributes:
         end = command.offset + command.count
         call = Conversion(command.offset, end, command.private, self._caller.number)
         with closing(self._names.open(command.file)) as opened:
-            await conversions.convert(self._superblock, opened.file, call)
+            await conversions.convert(opened.file, call)
         return Nothing()
 
     def _query(self, command: messages.QueryMemoryAttributes) -> Answer:
-        limit = min(command.limit or _RANGES, _RANGES)
+        limit = most_rows(command.limit)
         rows: list[messages.MemoryAttributes] = []
         with self._names.borrowed(command.file) as opened:
             file = opened.file
@@ -80,7 +76,7 @@ class MemoryAttributes:
     async def _migrate(self, command: messages.Migrate) -> Nothing:
         start, end = command.offset, command.offset + command.count
         with closing(self._names.open(command.file)) as opened:
-            await migration.migrate(self._superblock, opened.file, start, end)
+            await migration.migrate(opened.file, start, end)
         return Nothing()
 
     # --- content ---------------------------------------------------------------------
@@ -99,15 +95,13 @@ class MemoryAttributes:
         self, file: str, start: int, end: int, source: Source | None
     ) -> messages.Populated:
         with closing(self._names.open(file)) as opened:
-            done = await populating.populate(
-                self._superblock, opened.file, start, end, source
-            )
+            done = await populating.populate(opened.file, start, end, source)
         return messages.Populated(count=done)
 
     async def _read_shared(self, command: messages.ReadShared) -> messages.Data:
         with closing(self._names.open(command.file)) as opened:
             data = await hostaccess.read_shared(
-                self._superblock, opened.file, command.offset, command.count
+                opened.file, command.offset, command.count
             )
         return messages.Data(data=base64.b64encode(data).decode())
 
@@ -119,9 +113,7 @@ class MemoryAttributes:
         if not data:
             raise OSError(errno.EINVAL, "`data` is empty")
         with closing(self._names.open(command.file)) as opened:
-            await hostaccess.write_shared(
-                self._superblock, opened.file, command.offset, data
-            )
+            await hostaccess.write_shared(opened.file, command.offset, data)
         return Nothing()
 
     # --- freezing --------------------------------------------------------------------
@@ -129,7 +121,7 @@ class MemoryAttributes:
     async def _freeze(self, command: messages.Freeze) -> Nothing:
         opened = self._names.open(command.file)
         try:
-            await freezing.freeze(self._superblock, opened.file, self)
+            await freezing.freeze(opened.file, self)
         except BaseException:
             opened.close()
             raise
@@ -138,6 +130,6 @@ class MemoryAttributes:
 
     def _unfreeze(self, command: messages.Unfreeze) -> Nothing:
         with self._names.borrowed(command.file) as opened:
-            freezing.unfreeze(self._superblock, opened.file, self)
+            freezing.unfreeze(opened.file, self)
             self._frozen.pop(opened.ino).close()
         return Nothing()

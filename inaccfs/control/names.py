@@ -140,14 +140,12 @@ class Names:
 
     def _query_file(self, command: messages.QueryFile) -> messages.FileInfo:
         with closing(self.open(command.file)) as opened:
-            # All opens except this one.
-            return queries.describe(
-                opened.name, opened.ino, opened.file, opened.opens - 1
-            )
+            # All opens but this one.
+            return queries.describe(opened, opened.opens - 1)
 
     async def _query_map(self, command: messages.QueryMap) -> messages.PageMap:
         with closing(self.open(command.file)) as opened:
-            return await queries.page_map(self._context, opened.file, command)
+            return await queries.page_map(opened.file, command)
 
     async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
         with closing(self.open(command.file)) as opened:

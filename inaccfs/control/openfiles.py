@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from inaccfs.shim.file import InaccessibleFile
 
 
-class OpenFile(Protocol):
-    """A file of the mount that stays open until `close`."""
+class Listed(Protocol):
+    """A file that is open, or whose pages have been fetched."""
 
     @property
     def file(self) -> InaccessibleFile:
@@ -28,7 +28,11 @@ class OpenFile(Protocol):
 
     @property
     def opens(self) -> int:
-        """How many opens it has, including this one, without weak ones."""
+        """How many opens of it there are, without weak ones."""
+
+
+class OpenFile(Listed, Protocol):
+    """A file of the mount that stays open until `close`, which is one of its opens."""
 
     def reopen_backing(self) -> int:
         """A new fd of the backing memory itself."""
@@ -57,8 +61,8 @@ class Files(Protocol):
     ) -> tuple[int, OpenFile]:
         """Make a file without a name; returns it, and an fd of it on the mount."""
 
-    def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
-        """Name, inode number, file and number of opens of each.
+    def all(self) -> Iterator[Listed]:
+        """All that are open, or whose pages have been fetched.
 
         Files may come and go meanwhile. Use each file only until you ask for the next
         one.
@@ -67,7 +71,5 @@ class Files(Protocol):
     def name(self, ino: int) -> str:
         """The name of inode *ino* for people, open or not; empty if there is none."""
 
-    def at(
-        self, ino: int
-    ) -> AbstractContextManager[tuple[str, int, InaccessibleFile, int] | None]:
-        """As `all`, for inode *ino*, in a with block; None if it does not exist."""
+    def at(self, ino: int) -> AbstractContextManager[Listed | None]:
+        """The same of inode *ino*, for a with block; None if it is not there."""

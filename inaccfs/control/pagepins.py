@@ -6,7 +6,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from inaccfs.control import messages
-from inaccfs.control.pagerefs import MOST_EXTENTS, PageReferences
+from inaccfs.control.pagerefs import PageReferences
+from inaccfs.control.paging import MOST_ROWS
 from inaccfs.shim import hostaccess
 from inaccfs.shim.memory import Pinner
 
@@ -35,11 +36,10 @@ class PagePins(PageReferences):
 
     async def _pin(self, command: messages.PinPages) -> messages.Frames:
         self._check_room(command.count)
-        superblock, start = self._context.superblock, command.offset
-        end = start + command.count
+        start, end = command.offset, command.offset + command.count
         with closing(self._names.open(command.file)) as opened:
             extents, moved = await hostaccess.pin(
-                superblock, opened.file, self._pinner, start, end, MOST_EXTENTS
+                opened.file, self._pinner, start, end, MOST_ROWS
             )
             frames = self._got(command, opened, extents)
             await opened.file.pages.tell_moved(moved)

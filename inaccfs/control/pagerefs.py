@@ -10,7 +10,9 @@ from msgspec import UNSET
 
 from inaccfs.control import messages
 from inaccfs.control.messages import Command, Nothing
+from inaccfs.control.paging import MOST_ROWS
 from inaccfs.control.registration import as_messages
+from inaccfs.shim.references import PAGES_A_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,12 +25,6 @@ if TYPE_CHECKING:
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.memory import Holder
     from inaccfs.shim.slices import Slices
-
-MOST_EXTENTS: Final = 1000
-"""The most extents of a reply: finding and encoding them takes some 2 ms."""
-
-# The most pages that are put at once; more are put in slices.
-_PAGES_NOW: Final = 512
 
 
 class PageReferences:
@@ -94,7 +90,7 @@ class PageReferences:
     def _get(self, command: messages.GetPfn, opened: OpenFile, count: int) -> Any:  # noqa: ANN401
         file = opened.file
         start = command.offset
-        got = file.pages.get_now(self._holder, start, start + count, MOST_EXTENTS)
+        got = file.pages.get_now(self._holder, start, start + count, MOST_ROWS)
         if got is None:
             return self._get_later(command, opened.again(), count)
         extents, moved = got
@@ -109,7 +105,7 @@ class PageReferences:
         with closing(opened):
             pages = opened.file.pages
             start = command.offset
-            found = pages.get(self._holder, start, start + count, MOST_EXTENTS)
+            found = pages.get(self._holder, start, start + count, MOST_ROWS)
             extents, moved = await found
             frames = self._got(command, opened, extents)
             await pages.tell_moved(moved)
@@ -151,7 +147,7 @@ class PageReferences:
         """Return the reply, or a coroutine that returns it."""
         with self._names.borrowed(command.file) as opened:
             pfn, count = command.pfn, command.count
-            if pfn is not None and command.extents is None and count <= _PAGES_NOW:
+            if pfn is not None and command.extents is None and count <= PAGES_A_STEP:
                 opened.file.pages.put(self._holder, pfn, count)
                 return self._put(opened.file, count)
             extents = _to_put(command)

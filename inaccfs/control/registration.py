@@ -54,7 +54,7 @@ class Registration:
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """Send the event."""
         self.events_sent += 1
-        event, start, end, frames, kinds = notice
+        event, start, end, frames, kinds, zaps = notice
         message: messages.Event
         if sequence is None:
             assert event == messages.MemoryError.name
@@ -67,6 +67,7 @@ class Registration:
                 sequence=sequence,
                 frames=UNSET if frames is None else as_messages(frames),
                 kinds=UNSET if kinds is None else kinds,
+                zaps=UNSET if zaps is None else messages.Zaps(*zaps),
             )
         self._outlet.send(qmp.encode_event(message))
 

@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import stat
-import struct
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +22,7 @@ from inaccfs.control.peer import Peer
 from inaccfs.control.session import Session
 from inaccfs.control.transport import Transport
 from inaccfs.errors import MountError
+from inaccfs.syscalls import peer_credentials
 from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
 _LARGEST_BACKLOG: Final = 1024
 
 # How long to wait for free fds if there is none for a new peer.
@@ -176,10 +175,7 @@ class Server:
         # its fds, when we read past it. See unix(7).
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         # SOL_SOCKET has it since connect(2); the peer cannot change it afterwards.
-        credentials = connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
-        )
-        pid, uid, gid = _ucred.unpack(credentials)
+        pid, uid, gid = peer_credentials(connection)
         closings = self.transport.closings
         if uid not in (0, os.geteuid()) and uid not in self._policy.allowed_uids:
             log.info("a peer of uid %d (pid %d) was not let in", uid, pid)

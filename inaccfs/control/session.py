@@ -39,7 +39,7 @@ class Session:
         self._notifying: Final = Notifying(context, caller, self._names, outlet)
         self.references: Final = PageReferences(context, caller, self._names, outlet)
         self._pins: Final = PagePins(context, caller, self._names, outlet)
-        self._attributes: Final = MemoryAttributes(context, caller, self._names)
+        self._attributes: Final = MemoryAttributes(caller, self._names)
         self._tracing: Final = Tracing(context, outlet)
         self._handlers: Final[dict[type[Command], Callable[[Any], Any]]] = {
             messages.QmpCapabilities: self._negotiate,

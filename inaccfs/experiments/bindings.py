@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from inaccfs.errors import InaccfsError
 from inaccfs.experiments import chart
 from inaccfs.experiments.lab import Experiment
+from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8
 from inaccfs.syscalls import PUNCH, fallocate
 
 if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
 
-_PAGE: Final = 4096
 _NUMBERS: Final = (1, 10, 100, 1000, 10_000)
 # The punches of one row send at most so many events in all.
 _EVENTS: Final = 20_000
@@ -114,7 +114,7 @@ def _measure(bench: Bench, *, binds: bool, aliases: bool = False) -> list[_Taken
     found = []
     with ExitStack() as stack:
         stack.callback(os.close, fd)
-        os.ftruncate(fd, _NUMBERS[-1] * _PAGE)
+        os.ftruncate(fd, _NUMBERS[-1] * PAGE_SIZE)
         peer = _Peer(bench, path, binds=binds, aliases=aliases)
         stack.callback(peer.close)
         for number in _NUMBERS:
@@ -132,7 +132,7 @@ def _measure(bench: Bench, *, binds: bool, aliases: bool = False) -> list[_Taken
 def _punch(fd: int) -> float:
     """The time of a punch in µs. The page is a hole, so no memory is freed."""
     start = time.perf_counter_ns()
-    fallocate(fd, PUNCH, 0, _PAGE)
+    fallocate(fd, PUNCH, 0, PAGE_SIZE)
     return (time.perf_counter_ns() - start) / 1e3
 
 

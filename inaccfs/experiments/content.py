@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from inaccfs.experiments.lab import HUGE_ONLY, IN_FILES, Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Vmm
 from inaccfs.kvm.encryption import EncryptionUnavailableError
+from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
@@ -18,12 +19,11 @@ if TYPE_CHECKING:
 
     from inaccfs.experiments.lab import Bench, Lab
 
-_PAGE: Final = 4096
 
 # The data that is written, and the names of data that is read.
-_PUBLIC: Final = b"public".ljust(_PAGE, b".")
-_SECRET: Final = b"secret".ljust(_PAGE, b"!")
-_NAMES: Final = {_PUBLIC: "public", _SECRET: "secret", bytes(_PAGE): "zeros"}
+_PUBLIC: Final = b"public".ljust(PAGE_SIZE, b".")
+_SECRET: Final = b"secret".ljust(PAGE_SIZE, b"!")
+_NAMES: Final = {_PUBLIC: "public", _SECRET: "secret", bytes(PAGE_SIZE): "zeros"}
 _MODES: Final = ("plain", "encrypted")
 
 
@@ -34,7 +34,7 @@ class _Guest(NamedTuple):
     fd: int
 
     def read(self, *, private: bool) -> str:
-        return _name(self.vm.create_vcpu().read(0, _PAGE, private=private))
+        return _name(self.vm.create_vcpu().read(0, PAGE_SIZE, private=private))
 
     def write(self, data: bytes) -> None:
         self.vm.create_vcpu().write(0, data)
@@ -46,17 +46,17 @@ def _name(data: bytes) -> str:
 
 def _discard(guest: _Guest, private: bool) -> None:
     """Discard the half that is no longer used, as QEMU does."""
-    Vmm(guest.vm).convert(0, _PAGE, private=private)
+    Vmm(guest.vm).convert(0, PAGE_SIZE, private=private)
 
 
 def _keep(guest: _Guest, private: bool) -> None:
-    Vmm(guest.vm, discard=False).convert(0, _PAGE, private=private)
+    Vmm(guest.vm, discard=False).convert(0, PAGE_SIZE, private=private)
 
 
 def _punch(guest: _Guest, private: bool) -> None:
     """Punch the page itself, where there is only one copy."""
-    guest.vm.set_memory_attributes(0, _PAGE, private=private)
-    fallocate(guest.fd, PUNCH, 0, _PAGE)
+    guest.vm.set_memory_attributes(0, PAGE_SIZE, private=private)
+    fallocate(guest.fd, PUNCH, 0, PAGE_SIZE)
 
 
 # "in place" is like guest_memfd with INIT_SHARED: the VMM maps the same memory that is
@@ -95,13 +95,13 @@ def _watch(
     """Convert to private, to shared, and back; None if cryptography is missing."""
     allocates = bench.shim.query_semantics().allocates
     with ExitStack() as stack:
-        fd = bench.shim.memfd_create("guest", size=_PAGE)
+        fd = bench.shim.memfd_create("guest", size=PAGE_SIZE)
         stack.callback(os.close, fd)
         with bench.shim.file(fd) as opened:
             memory_fd = opened.get_memory()
         stack.callback(os.close, memory_fd)
-        file = stack.enter_context(closing(mmap.mmap(memory_fd, _PAGE)))
-        half = stack.enter_context(closing(mmap.mmap(-1, _PAGE)))
+        file = stack.enter_context(closing(mmap.mmap(memory_fd, PAGE_SIZE)))
+        half = stack.enter_context(closing(mmap.mmap(-1, PAGE_SIZE)))
         shared = file if memory == "in place" else half
         try:
             vm = stack.enter_context(
@@ -110,16 +110,16 @@ def _watch(
         except EncryptionUnavailableError:
             return None
         vm.set_user_memory_region(
-            *(0, 0, _PAGE), private_fd=fd, shared=shared, flags=KVM_MEM_PRIVATE
+            *(0, 0, PAGE_SIZE), private_fd=fd, shared=shared, flags=KVM_MEM_PRIVATE
         )
         guest = _Guest(vm, fd)
 
         def convert(*, private: bool) -> None:
             policy(guest, private)
             if private and not allocates:
-                fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, _PAGE)
+                fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, PAGE_SIZE)
 
-        vm.set_memory_attributes(0, _PAGE, private=False)
+        vm.set_memory_attributes(0, PAGE_SIZE, private=False)
         shared[:] = _PUBLIC
         convert(private=True)
         private = guest.read(private=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from inaccfs import errnos
 from inaccfs.experiments.lab import HUGE_ONLY, LOCKED, Experiment
 from inaccfs.experiments.parts import SIMULATED, add_slot, punch
 from inaccfs.explore.inplace import Dma, DmaPunch
 from inaccfs.explore.search import Case, Limits, explore
 from inaccfs.iommu import WAYS, Iommu
 from inaccfs.kvm import VM
+from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import load
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from inaccfs.explore.scenario import Scenario
     from inaccfs.iommu import Learns
 
-_PAGE: Final = 4096
 _DATA: Final = b"data"
 _NAMES: Final = {_DATA: "its data", bytes(4): "zeros", b"\xff" * 4: "nothing"}
 
@@ -41,7 +41,7 @@ def _found(scenario: type[Scenario], semantics: str, learns: Learns) -> str:
 def _beside(bench: Bench, learns: Learns) -> str:
     """Whether an IOMMU can map a page that a VM has in a slot."""
     with ExitStack() as stack:
-        fd = bench.shim.memfd_create("dma", size=_PAGE)
+        fd = bench.shim.memfd_create("dma", size=PAGE_SIZE)
         stack.callback(os.close, fd)
         vm = stack.enter_context(VM(bench.shim))
         add_slot(vm, fd, 0, 1)
@@ -50,9 +50,9 @@ def _beside(bench: Bench, learns: Learns) -> str:
             with bench.shim.file(fd) as file:
                 file.set_memory_attributes(0, 1, False)
         try:
-            iommu.map_file(fd, 0, _PAGE)
+            iommu.map_file(fd, 0, PAGE_SIZE)
         except OSError as exc:
-            return errno.errorcode[exc.errno or 0]
+            return errnos.NAMES[exc.errno or 0]
         return "yes"
 
 
@@ -61,7 +61,7 @@ def _after(
 ) -> tuple[str, str, str, int] | None:
     """Change a page; what a device reads then, and after the page was mapped again."""
     with ExitStack() as stack:
-        fd = bench.shim.memfd_create("dma", size=_PAGE)
+        fd = bench.shim.memfd_create("dma", size=PAGE_SIZE)
         stack.callback(os.close, fd)
         rules = bench.shim.query_semantics()
         file = stack.enter_context(bench.shim.file(fd))
@@ -72,7 +72,7 @@ def _after(
         if learns not in _HEAR:
             add_slot(stack.enter_context(VM(bench.shim)), fd, 0, 1)
         iommu = stack.enter_context(Iommu(bench.shim, learns=learns))
-        iommu.map_file(fd, 0, _PAGE)
+        iommu.map_file(fd, 0, PAGE_SIZE)
         device = iommu.create_device()
         device.write(0, _DATA)
         change = "done"
@@ -82,7 +82,7 @@ def _after(
             else:
                 punch(fd, 1)
         except OSError as exc:
-            change = errno.errorcode[exc.errno or 0]
+            change = errnos.NAMES[exc.errno or 0]
         then = _NAMES[device.read(0, 4)]
         iommu.restore()
         again = _NAMES[device.read(0, 4)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from inaccfs.errnos import NAMES
 from inaccfs.experiments.lab import Experiment
+from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import Bind, refused
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
 
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
     from inaccfs.control.messages import Semantics
     from inaccfs.experiments.lab import Lab
 
-_PAGE: Final = 4096
 _PAGES: Final = 4
-_SIZE: Final = _PAGES * _PAGE
+_SIZE: Final = _PAGES * PAGE_SIZE
 _KEEP: Final = FALLOC_FL_KEEP_SIZE
 _PUNCH: Final = FALLOC_FL_PUNCH_HOLE | _KEEP
 _ZERO_RANGE: Final = 0x10  # include/uapi/linux/falloc.h
@@ -82,7 +82,7 @@ def _truncate(size: int) -> _Step:
 
 
 def _map(flags: int) -> _Step:
-    return lambda to: mmap.mmap(to.fd, _PAGE, flags).close()
+    return lambda to: mmap.mmap(to.fd, PAGE_SIZE, flags).close()
 
 
 def _get_pfn(to: _Subject, offset: int) -> int:
@@ -135,17 +135,17 @@ _reported = partial(_where, "memory_failure", "error invalidate")
 
 _STEPS: Final[tuple[tuple[str, _Step], ...]] = (
     ("truncate to the same size", _truncate(_SIZE)),
-    ("truncate to more", _truncate(_SIZE + _PAGE)),
+    ("truncate to more", _truncate(_SIZE + PAGE_SIZE)),
     ("truncate, unaligned", _truncate(100)),
-    ("allocate", _fallocate(_KEEP, 0, _PAGE)),
-    ("allocate without KEEP_SIZE", _fallocate(0, 0, _PAGE)),
-    ("allocate, unaligned", _fallocate(_KEEP, 100, _PAGE)),
-    ("the same without KEEP_SIZE", _fallocate(0, 100, _PAGE)),
-    ("allocate past the end", _fallocate(_KEEP, _SIZE, _PAGE)),
-    ("zero range", _fallocate(_ZERO_RANGE | _KEEP, 0, _PAGE)),
-    ("punch without KEEP_SIZE", _fallocate(FALLOC_FL_PUNCH_HOLE, 0, _PAGE)),
-    ("punch, unaligned", _fallocate(_PUNCH, 100, _PAGE)),
-    ("punch past the end", _fallocate(_PUNCH, _SIZE, _PAGE)),
+    ("allocate", _fallocate(_KEEP, 0, PAGE_SIZE)),
+    ("allocate without KEEP_SIZE", _fallocate(0, 0, PAGE_SIZE)),
+    ("allocate, unaligned", _fallocate(_KEEP, 100, PAGE_SIZE)),
+    ("the same without KEEP_SIZE", _fallocate(0, 100, PAGE_SIZE)),
+    ("allocate past the end", _fallocate(_KEEP, _SIZE, PAGE_SIZE)),
+    ("zero range", _fallocate(_ZERO_RANGE | _KEEP, 0, PAGE_SIZE)),
+    ("punch without KEEP_SIZE", _fallocate(FALLOC_FL_PUNCH_HOLE, 0, PAGE_SIZE)),
+    ("punch, unaligned", _fallocate(_PUNCH, 100, PAGE_SIZE)),
+    ("punch past the end", _fallocate(_PUNCH, _SIZE, PAGE_SIZE)),
     ("read", lambda to: os.read(to.fd, 1)),
     ("write", lambda to: os.write(to.fd, b"x")),
     ("pread", lambda to: os.pread(to.fd, 1, 0)),
@@ -180,7 +180,7 @@ def _outcome(shim: Client, step: _Step) -> str:
     with ExitStack() as undo:
         fd = shim.memfd_create("subject", size=_SIZE)
         undo.callback(os.close, fd)
-        fallocate(fd, _KEEP, _PAGE, _PAGE)
+        fallocate(fd, _KEEP, PAGE_SIZE, PAGE_SIZE)
         file = undo.enter_context(shim.file(fd))
         try:
             step(_Subject(fd, file, shim.query_semantics(), undo))

@@ -56,8 +56,7 @@ class _Guest:
         fallocate(self._fd, FALLOC_FL_KEEP_SIZE, start * PAGE_SIZE, count * PAGE_SIZE)
 
     def punch(self, start: int, count: int) -> None:
-        mode = PUNCH
-        fallocate(self._fd, mode, start * PAGE_SIZE, count * PAGE_SIZE)
+        fallocate(self._fd, PUNCH, start * PAGE_SIZE, count * PAGE_SIZE)
 
     def read(self, page: int) -> str:
         found = self._vcpu.read(page * PAGE_SIZE, len(_SECRET))

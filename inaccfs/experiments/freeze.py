@@ -11,6 +11,7 @@ from inaccfs import errnos
 from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.experiments.mapper import Mapper
+from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import LiveUpdate
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
     from inaccfs.semantics.attributes import Frozen
 
-_PAGE: Final = 4096
 # More than the thread allocates before it is stopped.
 _PAGES: Final = 1 << 18
 _ROUNDS: Final = 8
-_SIZE: Final = _PAGES * _PAGE
+_SIZE: Final = _PAGES * PAGE_SIZE
 
 
 class ChecksFirst(LiveUpdate):
@@ -46,8 +46,8 @@ class _Allocator:
     def run(self) -> None:
         try:
             while self.pages < _PAGES and not self.stopped:
-                offset = self.pages * _PAGE
-                fallocate(self._fd, FALLOC_FL_KEEP_SIZE, offset, _PAGE)
+                offset = self.pages * PAGE_SIZE
+                fallocate(self._fd, FALLOC_FL_KEEP_SIZE, offset, PAGE_SIZE)
                 self.pages += 1
         except OSError as exc:
             self.errno = exc.errno or 0
@@ -111,16 +111,16 @@ def _calls(fd: int, user: Mapper) -> dict[str, Callable[[], object]]:
     keep = FALLOC_FL_KEEP_SIZE
     window = user.file.shared_window()
     return {
-        "fallocate, a hole": lambda: fallocate(fd, keep, 2 * _PAGE, _PAGE),
-        "fallocate, a present page": lambda: fallocate(fd, keep, 0, _PAGE),
-        "fallocate, half a page": lambda: fallocate(fd, keep, 0, _PAGE // 2),
-        "fallocate, past the end": lambda: fallocate(fd, keep, _SIZE, _PAGE),
-        "punch": lambda: fallocate(fd, PUNCH, 0, _PAGE),
+        "fallocate, a hole": lambda: fallocate(fd, keep, 2 * PAGE_SIZE, PAGE_SIZE),
+        "fallocate, a present page": lambda: fallocate(fd, keep, 0, PAGE_SIZE),
+        "fallocate, half a page": lambda: fallocate(fd, keep, 0, PAGE_SIZE // 2),
+        "fallocate, past the end": lambda: fallocate(fd, keep, _SIZE, PAGE_SIZE),
+        "punch": lambda: fallocate(fd, PUNCH, 0, PAGE_SIZE),
         "ftruncate, the same size": lambda: os.ftruncate(fd, _SIZE),
         "vCPU faults on a present page": lambda: user.fault(0),
         "vCPU faults on a hole": lambda: user.fault(2),
         "host writes to a present page": lambda: window.write(0, b"new"),
-        "host writes to a hole": lambda: window.write(2 * _PAGE, b"new"),
+        "host writes to a hole": lambda: window.write(2 * PAGE_SIZE, b"new"),
     }
 
 
@@ -133,21 +133,13 @@ def _outcomes(bench: Bench) -> dict[str, str]:
         user = Mapper(stack, bench, fd, _PAGES)
         file = stack.enter_context(bench.shim.file(fd))
         found["freeze"] = "ok" if _froze(file) else "unknown"
-        found |= {name: _outcome(call) for name, call in _calls(fd, user).items()}
-        found["another unfreezes it"] = _outcome(user.file.unfreeze)
-        found["its owner unfreezes it"] = _outcome(file.unfreeze)
-        found["fallocate, a hole, after that"] = _outcome(
-            lambda: fallocate(fd, FALLOC_FL_KEEP_SIZE, 3 * _PAGE, _PAGE)
+        found |= {name: parts.outcome(call) for name, call in _calls(fd, user).items()}
+        found["another unfreezes it"] = parts.outcome(user.file.unfreeze)
+        found["its owner unfreezes it"] = parts.outcome(file.unfreeze)
+        found["fallocate, a hole, after that"] = parts.outcome(
+            lambda: fallocate(fd, FALLOC_FL_KEEP_SIZE, 3 * PAGE_SIZE, PAGE_SIZE)
         )
     return found
-
-
-def _outcome(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
-    return "ok"
 
 
 def _run(lab: Lab) -> None:

@@ -29,7 +29,7 @@ class _World:
     """A file of shared pages, a user of it, and another file that takes free frames."""
 
     def __init__(self, stack: ExitStack, bench: Bench, *, retries: bool) -> None:
-        self._shim: Final = bench.shim
+        self.shim: Final = bench.shim
         self.fd: Final = parts.new_file(stack, bench.shim, "guest", _PAGES)
         self.file: Final = stack.enter_context(bench.shim.file(self.fd))
         self.converts: Final = keeps_attributes(bench)
@@ -55,12 +55,6 @@ class _World:
 
     def punch(self) -> None:
         parts.punch(self.fd, _PAGES)
-
-    @property
-    def kept(self) -> int:
-        """Frames that are not free only because of references to punched pages."""
-        references = self._shim.query_pins().references
-        return sum(each.count for each in references if each.punched)
 
 
 def _refused(world: _World) -> object:
@@ -90,7 +84,7 @@ def _punched(world: _World) -> tuple[int, int, int]:
     def act() -> None:
         nonlocal kept, early
         world.punch()
-        kept += world.kept
+        kept += parts.kept(world.shim)
         world.neighbour.take()
         early += world.user.got in world.neighbour.frames
 

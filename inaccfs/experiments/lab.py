@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs import launch
+from inaccfs import launch, userfiles
 from inaccfs.client import connect
 from inaccfs.errors import OptionError
-from inaccfs.semantics import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +67,7 @@ class Experiment:
         """Raise `OptionError` if it cannot run on *rules*, which *name* names."""
         for each in self.misfits:
             if getattr(rules, each.rule) == each.value:
-                label = Lab.label(name)
+                label = userfiles.label(name)
                 raise OptionError(
                     f"experiment {self.name} cannot run on {label}: {each.why}"
                 )
@@ -112,8 +111,7 @@ class Lab:
     @staticmethod
     def label(semantics: str) -> str:
         """A short name: of FILE.py:CLASS the class."""
-        parts = load.split(semantics)
-        return semantics if parts is None else parts[1]
+        return userfiles.label(semantics)
 
     @contextmanager
     def bench(self, semantics: str, **options: Any) -> Iterator[Bench]:  # noqa: ANN401 - mounted()'s
@@ -135,6 +133,9 @@ class Lab:
         Raises:
             ValueError: a row is not as long as *head*.
         """
+        for row in rows:
+            if len(row) != len(head):
+                raise ValueError(f"a row of {len(row)} cells below {len(head)}: {row}")
         self.tables.append(Table(list(head), [list(map(_plain, row)) for row in rows]))
         cells = [list(map(str, row)) for row in rows]
         widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]

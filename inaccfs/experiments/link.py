@@ -94,12 +94,8 @@ class _Move:
         return " and ".join(heard) or "nobody"
 
     def get(self) -> str:
-        """Whether get-pfn succeeds at this moment."""
-        try:
-            self.new.frames()
-        except OSError as exc:
-            return errnos.NAMES[exc.errno or 0]
-        return "ok"
+        """Whether pages can be got at this moment, whoever asks."""
+        return parts.outcome(self.new.frames)
 
     def kept(self) -> str:
         """How many frames the VMs have in common, without the last page."""

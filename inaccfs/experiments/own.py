@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from inaccfs.errors import InaccfsError, OptionError
 from inaccfs.experiments import catalogue
 from inaccfs.experiments.lab import Experiment
-from inaccfs.semantics import checking, load
+from inaccfs.userfiles import UserFile, split
 
 if TYPE_CHECKING:
     from inaccfs.experiments.lab import Lab
@@ -27,7 +27,7 @@ def find(wanted: str) -> Experiment:
         OptionError: there is no experiment of that name, or the class lacks something.
         ExperimentError: the file, or making an object of the class, raises.
     """
-    parts = load.split(wanted)
+    parts = split(wanted)
     if parts is None:
         if wanted.endswith(".py"):
             raise OptionError(
@@ -35,27 +35,17 @@ def find(wanted: str) -> Experiment:
             )
         return catalogue.find(wanted)
     path, name = parts
-    module, source = load.read_module("experiment", path)
+    file = UserFile("experiment", path)
     try:
-        exec(compile(source, path, "exec"), vars(module))
-        found = vars(module).get(name)
+        file.run()
+        found = vars(file.module).get(name)
         made = found() if isinstance(found, type) else None
     except KeyboardInterrupt:
         raise
     except BaseException as exc:
-        raise ExperimentError(
-            f"experiment {wanted}: {load.line(exc, path)}{checking.in_a_line(exc)}"
-        ) from exc
+        raise ExperimentError(f"experiment {wanted}: {file.reason(exc)}") from exc
     if made is None:
-        there = [
-            name
-            for name, value in vars(module).items()
-            if isinstance(value, type) and value.__module__ == module.__name__
-        ]
-        raise OptionError(
-            f"experiment {path} has no class {name!r}"
-            + (f": there is {', '.join(there)}" if there else "")
-        )
+        raise file.lacks(name)
     return _checked(made, wanted, name)
 
 

@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from inaccfs import children, errnos
 from inaccfs.kvm import MemoryFaultExit
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.uapi import KVM_MEM_PRIVATE, PAGE_SHIFT
@@ -52,8 +53,7 @@ def allocate(fd: int, pages: int) -> None:
 
 def punch(fd: int, pages: int) -> None:
     """Punch the first pages of a file; returns when all notifiers have answered."""
-    mode = PUNCH
-    fallocate(fd, mode, 0, pages << PAGE_SHIFT)
+    fallocate(fd, PUNCH, 0, pages << PAGE_SHIFT)
 
 
 def new_file(stack: ExitStack, shim: Client, name: str, pages: int) -> int:
@@ -99,6 +99,21 @@ def listen(
     return file.register_notifier(callback, with_frames=with_frames)
 
 
+def outcome(call: Callable[[], object]) -> str:
+    """ "ok", or the name of the errno that a call fails with."""
+    try:
+        call()
+    except OSError as exc:
+        return errnos.NAMES[exc.errno or 0]
+    return "ok"
+
+
+def kept(shim: Client) -> int:
+    """Frames that are not free only because of references to punched pages."""
+    references = shim.query_pins().references
+    return sum(each.count for each in references if each.punched)
+
+
 @contextmanager
 def victim(mount: Mount, fd: int, pages: int) -> Iterator[None]:
     """Run a process that gets the first pages of a file; kill it after the block."""
@@ -114,7 +129,7 @@ def victim(mount: Mount, fd: int, pages: int) -> Iterator[None]:
             assert process.stdout.readline() == b"got\n"
             yield
         finally:
-            process.kill()
+            children.kill(process)
 
 
 def frames(extents: Iterable[Extent]) -> list[int]:

@@ -13,6 +13,7 @@ from inaccfs import errnos
 from inaccfs.client import connect
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit
+from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from inaccfs.client.blockingfile import File
     from inaccfs.experiments.lab import Bench, Lab
 
-_PAGE: Final = 4096
 # Two folios of 2 MiB: the guest has touched only one of them.
 _PAGES: Final = 1024
 _POISONED: Final = 3
@@ -30,7 +30,7 @@ _NEIGHBOUR: Final = 5
 _UNTOUCHED: Final = 600
 _PATIENCE: Final = 60.0
 
-_CONTENT: Final = {bytes(_PAGE): "zeros", b"d" * _PAGE: "its data"}
+_CONTENT: Final = {bytes(PAGE_SIZE): "zeros", b"d" * PAGE_SIZE: "its data"}
 _LEVELS: Final = {None: "nothing", 1: "4K", 2: "2M"}
 
 
@@ -57,9 +57,9 @@ def _listen(bench: Bench, other: Client) -> tuple[str, list[str], bool]:
             last.set()
 
     with ExitStack() as stack:
-        fd = bench.shim.memfd_create("listener", size=_PAGES * _PAGE)
+        fd = bench.shim.memfd_create("listener", size=_PAGES * PAGE_SIZE)
         stack.callback(os.close, fd)
-        fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, _PAGES * _PAGE)
+        fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, _PAGES * PAGE_SIZE)
         file = stack.enter_context(bench.shim.file(fd))
         register = file.register_notifier
         if bench.shim.query_semantics().scope == "range":
@@ -81,7 +81,7 @@ class _Guest:
     """A guest that has touched a folio, and a second client of its file."""
 
     def __init__(self, bench: Bench, other: Client, stack: ExitStack) -> None:
-        size = _PAGES * _PAGE
+        size = _PAGES * PAGE_SIZE
         self._puts: Final = bench.shim.query_semantics().keeps_references
         self.fd: Final = bench.shim.memfd_create("guest", size=size)
         stack.callback(os.close, self.fd)
@@ -100,7 +100,7 @@ class _Guest:
         )
         self._vcpu: Final = self.vm.create_vcpu()
         for page in (_POISONED, _NEIGHBOUR):
-            self._vcpu.write(page * _PAGE, b"d" * _PAGE)
+            self._vcpu.write(page * PAGE_SIZE, b"d" * PAGE_SIZE)
 
     def _hook(self, point: str, _start: int, _end: int) -> None:
         if point == "invalidate:begin":
@@ -110,7 +110,7 @@ class _Guest:
             self.zapped.set()
 
     def read(self, page: int) -> str:
-        return _outcome(lambda: _CONTENT[self._vcpu.read(page * _PAGE, _PAGE)])
+        return _outcome(lambda: _CONTENT[self._vcpu.read(page * PAGE_SIZE, PAGE_SIZE)])
 
     def mapped(self, page: int) -> str:
         spte = self.vm.spte(page)
@@ -129,7 +129,7 @@ class _Guest:
 
     def punch(self, page: int) -> None:
         mode = PUNCH
-        fallocate(self.fd, mode, page * _PAGE, _PAGE)
+        fallocate(self.fd, mode, page * PAGE_SIZE, PAGE_SIZE)
 
     def report(self, page: int) -> str:
         """Report a memory failure; the outcome, and the number of events to KVM."""

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.experiments.lab import Experiment
 from inaccfs.experiments.parts import SIMULATED, add_slot
 from inaccfs.kvm import VM, Vmm
+from inaccfs.kvm.uapi import PAGE_SIZE
 
 if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
     from inaccfs.kvm.vm import Zap
 
-_PAGE: Final = 4096
 _PAGES: Final = 64
 _POPULATED: Final = _PAGES // 2
 _KERNEL: Final = b"the guest's kernel"
@@ -28,7 +28,7 @@ _GUESTS: Final[tuple[tuple[Zap, str], ...]] = (
 def _boot(bench: Bench, zap: Zap) -> tuple[int, int]:
     """Populate half of a guest, and make all of it private; counts destroyed pages."""
     with ExitStack() as stack:
-        fd = bench.shim.memfd_create("guest", size=_PAGES * _PAGE)
+        fd = bench.shim.memfd_create("guest", size=_PAGES * PAGE_SIZE)
         stack.callback(os.close, fd)
         file = stack.enter_context(bench.shim.file(fd))
         vm = stack.enter_context(VM(bench.shim, zap=zap))
@@ -36,15 +36,15 @@ def _boot(bench: Bench, zap: Zap) -> tuple[int, int]:
         file.set_memory_attributes(0, _PAGES, False)
         window = file.shared_window()
         for page in range(_POPULATED):
-            window.write(page * _PAGE, _KERNEL)
-        # In place, the VMM has written the content.
+            window.write(page * PAGE_SIZE, _KERNEL)
+        # In place: what the VMM has written is the content.
         file.set_memory_attributes(0, _POPULATED, True)
-        assert vm.populate(0, _POPULATED * _PAGE) == _POPULATED
-        vm.pre_fault_memory(0, _POPULATED * _PAGE)
-        Vmm(vm).convert(0, _PAGES * _PAGE, private=True)
+        assert vm.populate(0, _POPULATED * PAGE_SIZE) == _POPULATED
+        vm.pre_fault_memory(0, _POPULATED * PAGE_SIZE)
+        Vmm(vm).convert(0, _PAGES * PAGE_SIZE, private=True)
         vcpu = vm.create_vcpu()
         intact = sum(
-            vcpu.read(page * _PAGE, len(_KERNEL)) == _KERNEL
+            vcpu.read(page * PAGE_SIZE, len(_KERNEL)) == _KERNEL
             for page in range(_POPULATED)
         )
         return vm.stats.destroyed, intact

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from inaccfs import errnos
+from inaccfs.experiments import parts
 from inaccfs.experiments.lab import LOCKED, Experiment
 from inaccfs.experiments.mapper import Mapper
 from inaccfs.kvm.uapi import PAGE_SIZE, PG_LEVEL_2M, pages_of_level
@@ -15,8 +15,6 @@ from inaccfs.semantics import HugetlbRfc, InPlaceNext, InPlaceV8
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from inaccfs.experiments.lab import Bench, Lab
 
 _HUGE: Final = pages_of_level(PG_LEVEL_2M)
@@ -51,7 +49,6 @@ class _User:
     """A user with a slot of a new file, like a KVM. It does not know the provider."""
 
     def __init__(self, stack: ExitStack, bench: Bench, pages: int = _PAGES) -> None:
-        self._shim: Final = bench.shim
         self.fd: Final = bench.shim.memfd_create("guest", size=pages * PAGE_SIZE)
         stack.callback(os.close, self.fd)
         self.file: Final = stack.enter_context(bench.shim.file(self.fd))
@@ -68,38 +65,26 @@ class _User:
     def allocated(self) -> int:
         return self.file.query().allocated
 
-    @property
-    def kept(self) -> int:
-        """Frames that are not free only because of references to punched pages."""
-        references = self._shim.query_pins().references
-        return sum(each.count for each in references if each.punched)
-
-
-def _outcome(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
-    return "ok"
-
 
 def _touch(bench: Bench) -> dict[str, object]:
     """A vCPU touches a page; then a page is punched."""
     with ExitStack() as stack:
         user = _User(stack, bench)
         rows: dict[str, object] = {
-            "a fault on a hole": _outcome(lambda: user.maps.fault(5))
+            "a fault on a hole": parts.outcome(lambda: user.maps.fault(5))
         }
         if not user.allocated:
             user.allocate(0, _HUGE)
-            rows["  so fallocate, and again"] = _outcome(lambda: user.maps.fault(5))
+            rows["  so fallocate, and again"] = parts.outcome(
+                lambda: user.maps.fault(5)
+            )
         else:
             rows["  so fallocate, and again"] = "-"
         rows["  pages that it takes"] = user.allocated
         (extent,) = user.maps.file.get_pfns(5, 1)
         user.maps.put(extent.pfn)
         rows["  order"] = "2M" if 1 << extent.order == _HUGE else "4K"
-        rows["a punch of one page"] = _outcome(lambda: user.punch(5, 1))
+        rows["a punch of one page"] = parts.outcome(lambda: user.punch(5, 1))
         rows["  pages left"] = user.allocated
     return rows
 
@@ -110,12 +95,12 @@ def _exhaust(bench: Bench) -> dict[str, object]:
         user = _User(stack, bench, 16 * _PAGES)
         page, outcome = 0, "ok"
         while outcome == "ok":
-            outcome = _outcome(partial(user.allocate, page, _HUGE))
+            outcome = parts.outcome(partial(user.allocate, page, _HUGE))
             page += _HUGE
         return {
             "pages in all": user.allocated,
             "  and then: fallocate": outcome,
-            "  and then: a fault": _outcome(lambda: user.maps.fault(15 * _PAGES)),
+            "  and then: a fault": parts.outcome(lambda: user.maps.fault(15 * _PAGES)),
         }
 
 
@@ -126,13 +111,15 @@ def _revoke(bench: Bench) -> dict[str, object]:
         user = _User(stack, bench)
         user.allocate(0, _PAGES)
         user.maps.touch(range(8))
-        rows["revoked while mapped"] = _outcome(lambda: user.punch(0, _PAGES))
+        rows["revoked while mapped"] = parts.outcome(lambda: user.punch(0, _PAGES))
         rows["  events, mappings left"] = f"{user.maps.events}, {len(user.maps.mapped)}"
         rows["  pages left"] = user.allocated
         user.allocate(0, _PAGES)
         got = user.maps.file.get_pfns(0, 8)
-        rows["revoked while got"] = _outcome(lambda: user.punch(0, _PAGES))
-        rows["  pages left, frames kept"] = f"{user.allocated}, {user.kept}"
+        rows["revoked while got"] = parts.outcome(lambda: user.punch(0, _PAGES))
+        rows["  pages left, frames kept"] = (
+            f"{user.allocated}, {parts.kept(bench.shim)}"
+        )
         if user.maps.rules.keeps_references:
             user.maps.file.put_pfns(got)
     return rows

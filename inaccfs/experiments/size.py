@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import errnos
 from inaccfs.experiments.lab import Experiment
+from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8, refused
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.experiments.lab import Lab
-
-_PAGE: Final = 4096
 
 
 class Growable(V8):
@@ -33,16 +32,20 @@ class Growable(V8):
 _STEPS: Final[tuple[tuple[str, int, Callable[[int], None]], ...]] = (
     ("truncate 0 -> 0", 0, lambda fd: os.ftruncate(fd, 0)),
     ("truncate 0 -> 1 byte", 0, lambda fd: os.ftruncate(fd, 1)),
-    ("truncate 0 -> 1 page", 0, lambda fd: os.ftruncate(fd, _PAGE)),
-    ("truncate to the same", _PAGE, lambda fd: os.ftruncate(fd, _PAGE)),
-    ("truncate to more", _PAGE, lambda fd: os.ftruncate(fd, 2 * _PAGE)),
-    ("truncate to 0", _PAGE, lambda fd: os.ftruncate(fd, 0)),
-    ("truncate to 1 byte", _PAGE, lambda fd: os.ftruncate(fd, 1)),
-    ("fallocate past the end", _PAGE, lambda fd: fallocate(fd, 0, _PAGE, _PAGE)),
+    ("truncate 0 -> 1 page", 0, lambda fd: os.ftruncate(fd, PAGE_SIZE)),
+    ("truncate to the same", PAGE_SIZE, lambda fd: os.ftruncate(fd, PAGE_SIZE)),
+    ("truncate to more", PAGE_SIZE, lambda fd: os.ftruncate(fd, 2 * PAGE_SIZE)),
+    ("truncate to 0", PAGE_SIZE, lambda fd: os.ftruncate(fd, 0)),
+    ("truncate to 1 byte", PAGE_SIZE, lambda fd: os.ftruncate(fd, 1)),
+    (
+        "fallocate past the end",
+        PAGE_SIZE,
+        lambda fd: fallocate(fd, 0, PAGE_SIZE, PAGE_SIZE),
+    ),
     (
         "the same, KEEP_SIZE",
-        _PAGE,
-        lambda fd: fallocate(fd, FALLOC_FL_KEEP_SIZE, _PAGE, _PAGE),
+        PAGE_SIZE,
+        lambda fd: fallocate(fd, FALLOC_FL_KEEP_SIZE, PAGE_SIZE, PAGE_SIZE),
     ),
 )
 
@@ -77,7 +80,7 @@ def _outcome(fd: int, size: int, step: Callable[[int], None]) -> str:
     except OSError as exc:
         return errnos.NAMES[exc.errno or 0]
     now = os.fstat(fd).st_size
-    pages = now // _PAGE
+    pages = now // PAGE_SIZE
     return "ok" if now == size else f"ok, {pages} page{'s'[: pages != 1]}"
 
 

@@ -6,7 +6,6 @@ import random
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import errnos
 from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.experiments.mapper import NOT_KEPT, Mapper, convert, keeps_attributes
@@ -104,11 +103,7 @@ def _pinned(stack: ExitStack, bench: Bench) -> list[tuple[str, object]]:
 
 
 def _punch(guest: _Guest) -> str:
-    try:
-        parts.punch(guest.fd, _PAGES)
-    except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
-    return "ok"
+    return parts.outcome(lambda: parts.punch(guest.fd, _PAGES))
 
 
 def _run(lab: Lab) -> None:

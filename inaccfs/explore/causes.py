@@ -35,26 +35,3 @@ def cone(steps: Sequence[Step], last: int) -> set[int]:
 def switches(actors: Sequence[int]) -> int:
     """How often the next step is another actor's."""
     return sum(one != other for one, other in itertools.pairwise(actors))
-
-
-def fingerprint(steps: Sequence[Step]) -> int:
-    """A hash that is equal for schedules that order all conflicting steps alike."""
-    clocks: dict[int, dict[int, int]] = {}
-    counts: dict[int, int] = {}
-    by_key: dict[Key, list[tuple[dict[int, int], bool]]] = {}
-    found = []
-    for step in steps:
-        actor = step.actor
-        clock = dict(clocks.get(actor, ()))
-        for key, write in step.touched.items():
-            for other, wrote in by_key.get(key, ()):
-                if write or wrote:
-                    for each, count in other.items():
-                        if clock.get(each, 0) < count:
-                            clock[each] = count
-        counts[actor] = clock[actor] = counts.get(actor, 0) + 1
-        clocks[actor] = clock
-        for key, write in step.touched.items():
-            by_key.setdefault(key, []).append((clock, write))
-        found.append((actor, counts[actor], tuple(sorted(clock.items()))))
-    return hash(tuple(sorted(found)))

@@ -93,8 +93,8 @@ class Replay(Chance):
         actor = self._wanted[depth]
         if actor not in enabled:
             raise UnstableError(
-                f"step {depth + 1} cannot be taken: the scenario does not do the same "
-                "each time"
+                f"step {depth + 1} cannot be taken: the replay ID was changed, or the "
+                "scenario does not do the same each time"
             )
         return actor
 

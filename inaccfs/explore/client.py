@@ -16,7 +16,7 @@ from inaccfs.inprocess import Client
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
     from typing import Unpack
 
     from inaccfs.explore.schedule import Schedule
@@ -109,9 +109,11 @@ class ExploredClient:
         self.held: Final = held
         self.client: Final = _Client(mount, self._deliver, who)
         self.client.explored = self
-        # Events that no callback has been called for, and puts that have been sent.
+        # Events that no callback has been called for.
         self._events: Final[list[Due]] = []
-        self.puts: Final[list[Callable[[], None]]] = []
+        # Puts that have been sent: of which file, which frame, and how many pages.
+        self.puts: Final[list[tuple[ExploredFile, int, int]]] = []
+        schedule.state.of_key["puts", name] = self._sent
         self.puts_late: Final = puts_late
         # How often a KVM puts each reference: see `inaccfs.explore.weaker`.
         self.puts_each = 1
@@ -184,7 +186,11 @@ class ExploredClient:
         while True:
             self.schedule.point("sends its puts", lambda: bool(self.puts))
             self.schedule.touch(("puts", self.name))
-            self.puts.pop(0)()
+            file, pfn, count = self.puts.pop(0)
+            file.put_now(pfn, count)
+
+    def _sent(self) -> Hashable:
+        return tuple((file._number, pfn, count) for file, pfn, count in self.puts)
 
     def file(self, file: int, /) -> ExploredFile:
         """See `inaccfs.kvm.shim.Shim`."""
@@ -196,6 +202,8 @@ class ExploredClient:
 
     def query_pins(self) -> ShimPins:
         """See `inaccfs.kvm.shim.Shim`."""
+        if self.schedule.runs:
+            raise UntrackedError("query_pins reads what the explorer does not track")
         return self.client.query_pins()
 
 
@@ -208,7 +216,7 @@ class ExploredFile(PagesOfFile):
         self._schedule = client.schedule
         self._number = client.numbers[file.ino]
         self._keeps: Final = file.client.mount.semantics.keeps_references
-        self._locked: Final = file.client.mount.semantics.references == "locked"
+        self._locked: Final = file.client.mount.semantics.locks_pages
         # The page for which get-pfn returned a frame.
         self._pages: Final[dict[int, int]] = {}
 
@@ -268,19 +276,20 @@ class ExploredFile(PagesOfFile):
         client, schedule = self._client, self._schedule
         if client.puts_late and not wait and schedule.runs:
             schedule.touch(("puts", client.name))
-            client.puts.append(lambda: self._put(pfn, count))
+            client.puts.append((self, pfn, count))
             return
         # A weaker KVM is correct during the setup, so that the setup ends.
         for _ in range(client.puts_each if schedule.runs else 1):
             schedule.point("put-pfn")
-            self._put(pfn, count)
+            self.put_now(pfn, count)
 
     def put_pfns(self, extents: Sequence[ShimRun], *, wait: bool = True) -> None:
         """See `ShimFile`."""
         for extent in extents:
             self.put_pfn(extent.pfn, extent.count, wait=wait)
 
-    def _put(self, pfn: int, count: int) -> None:
+    def put_now(self, pfn: int, count: int) -> None:
+        """The daemon gets a put-pfn."""
         schedule = self._schedule
         if schedule.tracks:
             page = self._pages[pfn]
@@ -315,7 +324,14 @@ class ExploredFile(PagesOfFile):
         return self._file.query()
 
     def close(self) -> None:
-        """See `ShimFile`."""
+        """See `ShimFile`. The daemon gets first what was sent before."""
+        client = self._client
+        if client.puts_late and self._schedule.runs:
+            self._schedule.touch(("puts", client.name))
+            sent = [each for each in client.puts if each[0] is self]
+            client.puts[:] = [each for each in client.puts if each[0] is not self]
+            for _, pfn, count in sent:
+                self.put_now(pfn, count)
         self._file.close()
 
     def register_notifier(
@@ -376,4 +392,5 @@ class ExploredFile(PagesOfFile):
             "error": self._until_ended(callbacks.get("error")),
             "with_kinds": callbacks.get("with_kinds", False),
             "with_frames": callbacks.get("with_frames", False),
+            "with_zaps": callbacks.get("with_zaps", False),
         }

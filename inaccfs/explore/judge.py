@@ -11,7 +11,7 @@ from inaccfs.explore.names import frame
 from inaccfs.kvm.uapi import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from inaccfs.explore.memory import Frames
     from inaccfs.explore.schedule import Schedule
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from inaccfs.shim.memory import Memory
 
 
+# A file may have grown, and a slot may reach past its end.
+_ALL: Final = range(1 << 52)
+
+
 class Judge:
-    """Checks one execution. Numbers are pages. See `inaccfs.explore.invariants`."""
+    """Checks one execution. Numbers are pages. See `inaccfs.explore.schedule.KINDS`."""
 
     def __init__(
         self,
@@ -66,8 +70,8 @@ class Judge:
                         f"{vm.name} is refused page {page} of a file that has it",
                     )
 
-    def mappings(self, fd: int, first: int, end: int, when: str) -> None:
-        """Find VMs that map a frame that the page does not have any more."""
+    def mappings(self, fd: int, pages: Container[int], when: str) -> None:
+        """Find VMs that map a frame that its page, one of *pages*, does not have."""
         memory = self._mount.inode(fd).pages.memory
         ino = os.fstat(fd).st_ino
         for vm in self._vms:
@@ -78,7 +82,7 @@ class Judge:
                     continue
                 for gfn in range(slot.base_gfn, slot.end_gfn):
                     _, page = vm.places.get(gfn) or (ino, slot.pgoff(gfn))
-                    if not first <= page < end or (spte := vm.spte(gfn)) is None:
+                    if page not in pages or (spte := vm.spte(gfn)) is None:
                         continue
                     known = memory and memory.frames.known(page, page + 1)
                     now = known[0].pfn if known else None
@@ -90,8 +94,8 @@ class Judge:
                             f"{frame(spte.pfn)}; page {page} has {has}",
                         )
 
-    def end(self, files: Iterable[tuple[int, int]]) -> None:
-        """Check the end of a schedule. *files* are fds, with sizes in pages."""
+    def end(self, files: Iterable[int]) -> None:
+        """Check the end of a schedule. *files* are fds."""
         schedule = self._schedule
         found = {violation.kind for violation in schedule.violations}
         alive = [vm for vm in self._vms if vm.client.client.lost is None]
@@ -103,8 +107,8 @@ class Judge:
                 )
             vm.check_counts(schedule)
         if "stale-mapping" not in found:
-            for fd, pages in files:
-                self.mappings(fd, 0, pages, "all is over")
+            for fd in files:
+                self.mappings(fd, _ALL, "all is over")
             self.failures("all is over")
         for _, file in self._mount.files():
             memory = file.pages.memory

@@ -11,13 +11,10 @@ from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import ScenarioError
 from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import V8, VERSIONS
-from inaccfs.semantics.checking import in_a_line
-from inaccfs.semantics.load import line, read_module, split
+from inaccfs.userfiles import UserFile, split
 from inaccfs.words import choices, quoted
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from inaccfs.semantics import Semantics
 
 
@@ -34,42 +31,24 @@ def scenario(wanted: str) -> type[Scenario]:
     if not path.endswith(".py"):
         which = choices(wanted, list(SCENARIOS), ", and your own as FILE.py:CLASS")
         raise OptionError(f"unknown scenario {quoted(wanted)}: {which}")
-    module = _module(path)
-    found = getattr(module, name, None) if name else None
+    file = UserFile("scenario", path)
+    try:
+        file.run()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
+        raise ScenarioError(f"scenario {path}: {file.reason(exc)}") from exc
+    if not name:
+        raise file.unnamed(Scenario)
+    found = getattr(file.module, name, None)
     if isinstance(found, type) and issubclass(found, Scenario):
         check(found)
         return found
-    there = [
-        each
-        for each, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, Scenario)
-        and value.__module__ == module.__name__
-    ]
-    if not name:
-        raise OptionError(
-            f"scenario {path}: name the class, too: {path}:{(there or ['CLASS'])[0]}"
-        )
     if found is not None:
         raise OptionError(
             f"scenario {wanted} is not derived from inaccfs.explore.Scenario"
         )
-    raise OptionError(
-        f"scenario {path} has no class {name!r}"
-        + (f": there is {', '.join(there)}" if there else "")
-    )
-
-
-def _module(path: str) -> ModuleType:
-    module, source = read_module("scenario", path)
-    try:
-        exec(compile(source, path, "exec"), module.__dict__)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as exc:
-        reason = f"{line(exc, path)}{in_a_line(exc)}"
-        raise ScenarioError(f"scenario {path}: {reason}") from exc
-    return module
+    raise file.lacks(name, Scenario)
 
 
 def check(found: type[Scenario]) -> None:
@@ -94,12 +73,6 @@ def known_kvm(wanted: str) -> str:
     if wanted not in KVMS:
         raise OptionError(f"unknown KVM {quoted(wanted)}: there are {', '.join(KVMS)}")
     return wanted
-
-
-def label(wanted: str) -> str:
-    """The name of a scenario in a row."""
-    parts = split(wanted)
-    return wanted if parts is None else parts[1]
 
 
 def versions() -> dict[str, Semantics]:

@@ -27,6 +27,7 @@ def convert(
     """Call set-memory-attributes; the rules may refuse it."""
     schedule, (first, end) = world.schedule, pages
     word = "private" if private else "shared"
+    what = f"conversion of pages [{{}}, {{}}) to {word}"
     schedule.point(f"makes [{first}, {end}) {word}")
     schedule.touch(seen.frozen_key(world.check_file(fd)), False)
     for page in range(first, end):
@@ -34,8 +35,9 @@ def convert(
     try:
         user.client.client.file(fd).set_memory_attributes(first, end - first, private)
     except OSError as exc:
-        schedule.note(f"is refused: {exc.strerror}")
+        schedule.refuse(str(exc.strerror), what, first, end)
         return
+    schedule.grant(what, first, end)
     schedule.note("the conversion returns")
     check_kinds(schedule, world.vms, world.inodes, "the conversion has returned")
 
@@ -49,8 +51,9 @@ def freeze(world: World, user: ExploredVM, fd: int) -> None:
     try:
         file.freeze()
     except OSError as exc:
-        schedule.note(f"is refused: {exc.strerror}")
+        schedule.refuse(str(exc.strerror), "freeze")
         return
+    schedule.grant("freeze")
     before = _present(world, number)
     schedule.note("it is frozen")
     schedule.point("unfreezes it")

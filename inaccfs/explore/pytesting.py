@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from inaccfs.explore import replay, timeline
@@ -29,6 +30,9 @@ def assert_clean(
     an object or class of rules, or a word of `--semantics`; *kvm* is a word of `--kvm`.
     With *preemptions* only schedules with at most so many are tried.
 
+    Warns of calls that the rules refuse in all schedules: what would come after them
+    has not been seen.
+
     Raises:
         AssertionError: there is a violation, and the text has the schedule that shows
             it; or the time did not suffice for all schedules.
@@ -45,6 +49,10 @@ def assert_clean(
         raise AssertionError(
             f"nothing was found in {outcome.schedules} schedules, which are not all: "
             "give it more seconds"
+        )
+    for call, why in outcome.calls.vain.items():
+        warnings.warn(
+            f"{scenario.__name__}: always refused: {call}: {why}", stacklevel=2
         )
 
 

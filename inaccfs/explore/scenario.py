@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cache, partial
+from typing import TYPE_CHECKING, ClassVar
 
 from inaccfs.explore import proposed
 from inaccfs.explore.names import STAMP
@@ -119,38 +119,46 @@ class Scenario:
 
     def read(self, vcpu: Vcpu, gfn: int) -> None:
         """A guest reads a page."""
-        self._access(vcpu, lambda: vcpu.read(gfn * PAGE_SIZE, STAMP))
+        read = partial(vcpu.read, gfn * PAGE_SIZE, STAMP)
+        self._access(vcpu, "read of gfn {}", gfn, read)
 
     def write(self, vcpu: Vcpu, gfn: int, text: str) -> None:
         """A guest writes up to 8 characters to a page."""
         data = text.encode()
         if len(data) > STAMP:
             raise ValueError(f"{text!r} is longer than {STAMP} bytes")
-        self._access(
-            vcpu, lambda: vcpu.write(gfn * PAGE_SIZE, data.ljust(STAMP, b"\0"))
-        )
+        write = partial(vcpu.write, gfn * PAGE_SIZE, data.ljust(STAMP, b"\0"))
+        self._access(vcpu, "write of gfn {}", gfn, write)
 
-    def _access(self, vcpu: Vcpu, call: Callable[[], Any]) -> None:
-        world = self._world
+    def _access(
+        self, vcpu: Vcpu, what: str, gfn: int, call: Callable[[], object]
+    ) -> None:
+        world, schedule = self._world, self._world.schedule
         try:
-            with self._world.schedule.access():
+            with schedule.access():
                 call()
         except (MemoryFaultExit, MmioExit) as exc:
-            world.schedule.note(f"exits: {exc}")
+            schedule.refuse(f"exits: {exc}", what, gfn)
             if isinstance(exc, MemoryFaultExit):
                 world.judge.exit(vcpu, exc)
         except ConnectionError:
-            world.schedule.note("its daemon has disconnected it")
+            schedule.refuse("its daemon has disconnected it", what, gfn)
+        except OSError as exc:
+            # EFAULT, say, where the slot has no shared half.
+            schedule.refuse(str(exc.strerror), what, gfn)
+        else:
+            schedule.grant(what, gfn)
 
     def punch(self, file: int, first: int, end: int) -> None:
         """fallocate(2) with FALLOC_FL_PUNCH_HOLE; the rules may refuse it."""
-        self._fallocate(file, PUNCH, first, end)
+        self._fallocate(file, PUNCH, "punch of pages [{}, {})", first, end)
 
     def allocate(self, file: int, first: int, end: int) -> None:
         """fallocate(2) that allocates, and keeps the size."""
-        self._fallocate(file, FALLOC_FL_KEEP_SIZE, first, end)
+        what = "allocation of pages [{}, {})"
+        self._fallocate(file, FALLOC_FL_KEEP_SIZE, what, first, end)
 
-    def _fallocate(self, file: int, mode: int, first: int, end: int) -> None:
+    def _fallocate(self, file: int, mode: int, what: str, first: int, end: int) -> None:
         world = self._world
         if not 0 <= first < end:
             raise ValueError(f"no pages from {first} to {end}")
@@ -158,22 +166,34 @@ class Scenario:
         try:
             world.fallocate(file, mode, first * PAGE_SIZE, (end - first) * PAGE_SIZE)
         except OSError as exc:
-            world.schedule.note(f"is refused: {exc.strerror}")
+            world.schedule.refuse(str(exc.strerror), what, first, end)
+        else:
+            world.schedule.grant(what, first, end)
 
     def truncate(self, file: int, pages: int) -> None:
-        """ftruncate(2)."""
+        """ftruncate(2), which the rules may refuse."""
+        schedule = self._world.schedule
         self._world.check_file(file)
         try:
             self._world.ftruncate(file, pages)
         except OSError as exc:
-            self._world.schedule.note(f"is refused: {exc.strerror}")
+            schedule.refuse(str(exc.strerror), "truncation to {} pages", pages)
+        else:
+            schedule.grant("truncation to {} pages", pages)
 
     def convert(self, vm: ExploredVM, first: int, end: int, *, private: bool) -> None:
         """Convert gfns as a VMM does: attributes, then a punch of the other half."""
-        with self._world.converting(vm, first, end, private=private):
-            vm.vmm.convert(
-                first * PAGE_SIZE, (end - first) * PAGE_SIZE, private=private
-            )
+        world, at = self._world, (first * PAGE_SIZE, (end - first) * PAGE_SIZE)
+        what = (
+            f"conversion of gfns [{{}}, {{}}) to {'private' if private else 'shared'}"
+        )
+        try:
+            with world.converting(vm, first, end, private=private):
+                vm.vmm.convert(*at, private=private)
+        except OSError as exc:
+            world.schedule.refuse(str(exc.strerror), what, first, end)
+        else:
+            world.schedule.grant(what, first, end)
 
     def convert_file(
         self,
@@ -216,11 +236,13 @@ class Scenario:
 
     def get_and_put(self, file: ExploredFile, page: int) -> None:
         """get-pfn and put-pfn of a page by a client that has no VM."""
+        schedule, what = self._world.schedule, "get-pfn of page {}"
         try:
             found = file.get_pfn(page)
         except OSError as exc:
-            self._world.schedule.note(f"is refused: {exc.strerror}")
+            schedule.calls.refuse(str(exc.strerror), schedule.current, what, page)
             return
+        schedule.grant(what, page)
         if self._world.semantics.keeps_references:
             file.put_pfn(found.pfn)
 

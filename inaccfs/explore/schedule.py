@@ -11,9 +11,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.explore.actor import Actor
+from inaccfs.explore.calls import Calls
 from inaccfs.explore.carriers import Ended, carrier
 from inaccfs.explore.choosing import UnstableError
 from inaccfs.explore.tracking import Tracking
+from inaccfs.explore.unseen import UnseenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,17 +26,38 @@ if TYPE_CHECKING:
 MOST_STEPS: Final = 2000
 """A schedule with more steps does not end."""
 
-_MOST_LATE: Final = 20
-"""If all actors wait this often until one is late, none of them can go on."""
-
 
 class SpinError(Exception):
     """An actor takes too many steps, or a step takes too long."""
 
 
-class Violation(NamedTuple):
-    """A violation of an invariant. See `inaccfs.explore.invariants`."""
+KINDS: Final = {
+    "use-after-free": "a guest uses a frame that has been freed",
+    "stale-mapping": "a punch has returned, and a mapping of its page is left",
+    "wrong-kind": "a private page is mapped as shared, or a shared one as private",
+    "use-after-change": "a device uses a page that was removed or converted",
+    "changed-frozen": "a page of a frozen file comes or goes",
+    "unpaired": "an end without its begin, or a begin without its end",
+    "leaked-reference": "a reference to a page is left when all is over",
+    "leaked-notifier": "a notifier is left when its VM has been closed",
+    "leaked-frame": "a frame is not free that no page has, and nobody holds",
+    "freed-held": "a frame is freed to which somebody has a reference",
+    "refused-put": "a reference is put that there is not",
+    "unexplained-read": "a guest reads what no order of the calls explains",
+    "unexplained-exit": "a guest is refused a page that its file has",
+    "raises": "a callback of a VM raises",
+    "miscounted": "the counters of a VM do not say what it has mapped",
+    "deadlock": "actors wait for each other",
+    "waits-for-ever": "an actor waits for what never comes",
+    "always": "what a scenario says holds always does not",
+}
+"""Each kind of a violation, and what it means."""
 
+
+class Violation(NamedTuple):
+    """A violation of an invariant."""
+
+    # One of KINDS.
     kind: str
     text: str
     # The step in which it happened.
@@ -55,7 +78,8 @@ class Schedule(Tracking):
         self.by_lock: Final = by_lock
         self.actors: Final[list[Actor]] = []
         self.violations: Final[list[Violation]] = []
-        # Why it has ended: "done", "pruned", "error", or the kind of a violation.
+        self.calls: Final = Calls()
+        # Why it has ended: "done", "pruned", or the kind of a violation.
         self.ended = ""
         # An exception that ended the schedule, and the name of the actor that raised
         # it.
@@ -74,6 +98,8 @@ class Schedule(Tracking):
         self._ahead: Final[deque[Step]] = deque()
         self._dead = False
         self._starting = False
+        # Whether it is in `after`.
+        self._checks = False
         # How often no actor could go on unless a wait timed out.
         self._lates = 0
         self._next: Actor | None = None
@@ -96,6 +122,8 @@ class Schedule(Tracking):
         me = self.current
         if self._dead:
             raise Ended
+        if self._checks:
+            raise UnseenError(f"always() may wait for nobody, and {label}")
         if me is None:
             if ready is not None and not ready():
                 raise RuntimeError(f"the setup would wait for ever: {label}")
@@ -124,8 +152,18 @@ class Schedule(Tracking):
         if self._notes and self.current is not None and self.log:
             self.log[-1][1].append(text)
 
+    def grant(self, what: str, *numbers: int) -> None:
+        """A call of the scenario has done what it is for: *what*, with *numbers*."""
+        self.calls.grant(self.current, what, *numbers)
+
+    def refuse(self, why: str, what: str, *numbers: int) -> None:
+        """A call of the scenario has been refused."""
+        self.note(f"is refused: {why}")
+        self.calls.refuse(why, self.current, what, *numbers)
+
     def violate(self, kind: str, text: str) -> None:
-        """Record a violation."""
+        """Record a violation; *kind* is one of KINDS."""
+        assert kind in KINDS, kind
         # A violation in the setup counts for the first step.
         self.violations.append(Violation(kind, text, max(self.step, 0)))
         self.note(f"*** {kind}: {text}")
@@ -168,6 +206,7 @@ class Schedule(Tracking):
     def _check(self) -> None:
         """Call the scenario's `always`. This step counts as reading what it reads."""
         assert self.after is not None
+        self._checks = True
         try:
             self.after()
         except AssertionError as exc:
@@ -175,6 +214,8 @@ class Schedule(Tracking):
         except Exception as exc:
             # Do not raise it here: the code that has reached this point might catch it.
             self.fail(exc)
+        finally:
+            self._checks = False
 
     def _choose(self) -> Actor | None:
         if self.ended:
@@ -235,7 +276,8 @@ class Schedule(Tracking):
             return []
         late = [actor.index for actor in left if actor.lates]
         self._lates += bool(late)
-        if late and self._lates <= _MOST_LATE:
+        # If all wait more often than each has been late, nobody gets on.
+        if late and self._lates <= len(self.actors):
             return late
         waits = "; ".join(f"{actor.name} {actor.label}" for actor in busy)
         holding = any(actor.wants is not None for actor in busy)

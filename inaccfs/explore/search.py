@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.errors import InaccfsError
+from inaccfs.explore.calls import Calls
 from inaccfs.explore.causes import cone, switches
 from inaccfs.explore.choosers import Bounded, Chance
 from inaccfs.explore.choosing import UnstableError
@@ -20,7 +21,7 @@ from inaccfs.explore.states import States
 from inaccfs.explore.unseen import Things, UnseenError, guarded
 from inaccfs.explore.weaker import KVMS
 from inaccfs.explore.world import World
-from inaccfs.semantics.checking import in_a_line
+from inaccfs.userfiles import in_a_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,12 +38,21 @@ MOST_ACTORS: Final = 62
 
 _PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
-_STEP_SECONDS: Final = 10
+MOST_SECONDS: Final = 10
 """No schedule takes longer, on however slow a machine."""
 
 
 class ScenarioError(InaccfsError):
     """The scenario itself is wrong."""
+
+
+class RefusedError(ScenarioError):
+    """The rules refuse what the scenario needs: a slot, say."""
+
+    @property
+    def reason(self) -> str:
+        """What they say."""
+        return str(getattr(self.__cause__, "strerror", "") or self)
 
 
 class Case(NamedTuple):
@@ -96,6 +106,7 @@ class Outcome:
         self.complete = False
         self.seconds = 0.0
         self.found: Final[dict[str, Found]] = {}
+        self.calls: Final = Calls()
 
     @property
     def kinds(self) -> list[str]:
@@ -149,13 +160,23 @@ def execute(
     except BaseException as exc:
         # SystemExit, too: the scenario raised it, and it must not end the command.
         who = schedule.failed or ("setup" if schedule.step < 0 else "the end")
-        raise ScenarioError(
+        kind = RefusedError if isinstance(exc, OSError) else ScenarioError
+        raise kind(
             f"{case.scenario.__name__}: {who}: {_place(exc)}{in_a_line(exc)}"
         ) from exc
     finally:
-        world.discard()
+        _discard(world, case)
         vars(scenario).clear()
     return schedule
+
+
+def _discard(world: World, case: Case) -> None:
+    try:
+        world.discard()
+    except OSError as exc:
+        raise ScenarioError(
+            f"{case.scenario.__name__}: it closes what is not its own: {exc.strerror}"
+        ) from exc
 
 
 def _place(exc: BaseException) -> str:
@@ -199,7 +220,7 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
     """Search. Raises `ScenarioError`."""
     outcome = Outcome(case, limits)
     begin = time.process_time()
-    with _no_garbage(), _watched(outcome):
+    with _no_garbage(), watched(lambda: outcome.steps):
         try:
             _search(outcome, Chance(), begin, _BY_CHANCE)
             if limits.preemptions is None:
@@ -238,6 +259,7 @@ def _note(
         outcome.pruned += 1
     else:
         outcome.schedules += 1
+    outcome.calls.update(schedule.calls)
     outcome.steps += schedule.step + 1
     outcome.longest = max(outcome.longest, schedule.step + 1)
     seen = set()
@@ -264,8 +286,11 @@ def _note(
 
 
 @contextmanager
-def _watched(outcome: Outcome) -> Iterator[None]:
-    """Raise `SpinError` in a step that never ends: it spins, or blocks."""
+def watched(done: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Raise `SpinError` in a step that never ends: it spins, or blocks.
+
+    *done* changes with each schedule.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -273,12 +298,13 @@ def _watched(outcome: Outcome) -> Iterator[None]:
 
     def look(*_: object) -> None:
         nonlocal last
-        if outcome.steps == last:
-            raise SpinError(f"a schedule takes more than {_STEP_SECONDS} seconds")
-        last = outcome.steps
+        now = done()
+        if now == last:
+            raise SpinError(f"a schedule takes more than {MOST_SECONDS} seconds")
+        last = now
 
     before = signal.signal(signal.SIGALRM, look)
-    signal.setitimer(signal.ITIMER_REAL, _STEP_SECONDS, _STEP_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS, MOST_SECONDS)
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.state import Key
     from inaccfs.kvm import VM
-    from inaccfs.kvm.pagetable import ByLevel
+    from inaccfs.kvm.pagetable import ByLevel, Run
     from inaccfs.kvm.uapi import Spte
     from inaccfs.shim.notifiers import Notifier
 
@@ -134,6 +134,26 @@ class Table(PageTable):
                 sight.write("spte", gfn)
                 sight.schedule.note(f"zaps gfn {gfn} -> frame {sight.frame(spte.pfn)}")
         return super().zap(start, end)
+
+    def walked(self, start: int, end: int) -> list[Run]:
+        """See `PageTable.walked`."""
+        self._check("walked")
+        return super().walked(start, end)
+
+    def copy(self) -> PageTable:
+        """See `PageTable.copy`."""
+        self._check("copy")
+        return super().copy()
+
+    def count(self) -> ByLevel:
+        """See `PageTable.count`."""
+        self._check("count")
+        return super().count()
+
+    def _check(self, name: str) -> None:
+        """What is read of the whole table is not tracked."""
+        if self._sight.schedule.runs:
+            _refuse(self, name)
 
 
 class Attributes(MemoryAttributes):

@@ -38,6 +38,9 @@ class _Cell:
         self.punches += 1
         self.allowed[_ZEROS] = self.begun = self._clock
 
+    def fail(self) -> None:
+        self.punches -= 1
+
     def end(self) -> None:
         if self.punches:
             self.punches -= 1
@@ -86,3 +89,7 @@ class Cells:
     def punch_ends(self, file: int, page: int) -> None:
         """The punch has returned."""
         self._cell(file, page).end()
+
+    def punch_fails(self, file: int, page: int) -> None:
+        """The call has been refused: the page may have gone, or not."""
+        self._cell(file, page).fail()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from inaccfs.explore.choosers import difference
@@ -30,9 +31,12 @@ def conflict(one: Step, other: Step) -> bool:
         found = theirs.get(key)
         if found is not None and (write or found):
             return True
-    # The order of two counting steps does not matter. But the hash of the state after
-    # both is not the xor that `_settle` computes.
-    return not one.counted.isdisjoint(other.counted)
+    # A step that counts changes what a step that looks has seen. The order of two
+    # counting steps does not matter, but the hash of the state after both is not the
+    # xor that `_settle` computes.
+    return not (
+        one.counted.isdisjoint(theirs) and other.counted.isdisjoint(one.touched)
+    )
 
 
 class Visited:
@@ -40,9 +44,10 @@ class Visited:
 
     __slots__ = ("after", "before", "closed", "taken", "todo")
 
-    def __init__(self, before: tuple[int, int] | None, todo: list[int]) -> None:
-        # The state from which it was first reached, and the actor that took the step.
-        self.before: Final = before
+    def __init__(self, todo: list[int]) -> None:
+        # The states from which it was reached, each with the actor that took the step.
+        # The first one that was found comes first.
+        self.before: Final[list[tuple[int, int]]] = []
         # Actors that can take a step here, and have not taken it yet.
         self.todo: Final = todo
         # The step that each actor has taken here, and the state that it leads to.
@@ -58,6 +63,9 @@ class States:
     Two steps that do not conflict lead to one state in either order, and each changes
     the hash of the state by the same xor in both. So of the four steps of such a
     diamond the fourth is not executed if its state has been visited.
+
+    A schedule first repeats the steps to the open state with the fewest steps before
+    it, so that it repeats little, and most of the steps after that are new.
     """
 
     compares: ClassVar[bool] = True
@@ -66,8 +74,9 @@ class States:
         """Check repeated steps, too, in one of *looked_at* schedules."""
         self.visited: Final[dict[int, Visited]] = {}
         self.steps: list[Step] = []
-        # States where steps may be left to be taken; the last one is next.
-        self._open: Final[list[int]] = []
+        # A heap of the states where steps may be left to be taken: by depth, and of
+        # one depth in the order of visits.
+        self._open: Final[list[tuple[int, int, int]]] = []
         self._schedule: Schedule | None = None
         # The next choices, all of steps that were taken before: each a state and an
         # actor. `_trusts` says that these steps are not checked.
@@ -75,6 +84,9 @@ class States:
         self._looked_at: Final = looked_at
         self._trusts = False
         self._schedules = 0
+        # These states in the order of visits; and the first state of all schedules.
+        self._visits: Final[list[int]] = []
+        self._first = 0
         # The state and the actor of the last choice.
         self._at: int | None = None
         self._chosen = -1
@@ -84,10 +96,16 @@ class States:
         self._schedule = schedule
         self.steps = []
         self._at = None
-        self._plan = self._path(self._open[-1]) if self._open else deque()
         self._schedules += 1
         # The first check comes early, as many searches are short.
         self._trusts = self._schedules % self._looked_at != 2 % self._looked_at
+        if not self._open:
+            self._plan = deque()
+        elif self._trusts:
+            self._plan = self._path(self._open[0][-1])
+        else:
+            # There is the more to look at the longer the way is.
+            self._plan = self._path(self._last())
 
     def ahead(self) -> Sequence[Step]:
         """See `Chooser`."""
@@ -102,12 +120,23 @@ class States:
     def advance(self) -> bool:
         """Prepare the next schedule; False if there is none."""
         while self._open:
-            number = self._open[-1]
+            *_, number = self._open[0]
             self._settle(number)
             if self.visited[number].todo:
                 return True
-            self._open.pop()
+            heappop(self._open)
         return False
+
+    def _last(self) -> int:
+        """The state that was visited last of those where there is something to do."""
+        while self._visits:
+            number = self._visits[-1]
+            self._settle(number)
+            if self.visited[number].todo:
+                return number
+            self._visits.pop()
+        # What was left has been settled meanwhile.
+        return self._first
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
         """See `Chooser`. Raises `UnstableError`."""
@@ -152,48 +181,75 @@ class States:
     def _arrive(self, enabled: list[int]) -> int:
         """The state that the last step has led to."""
         assert self._schedule is not None
-        before = None
         if self._at is not None:
-            before = self._at, self._chosen
             known = self.visited[self._at].after.get(self._chosen)
             if known is not None:
                 return known
         number = self._schedule.state_number()
-        if self._at is not None:
-            self.visited[self._at].after[self._chosen] = number
         if number not in self.visited:
-            self.visited[number] = Visited(before, list(enabled))
+            count = len(self.visited)
+            if not count:
+                self._first = number
+            self.visited[number] = Visited(list(enabled))
             if enabled:
-                self._open.append(number)
+                heappush(self._open, (len(self.steps), count, number))
+                self._visits.append(number)
+        if self._at is not None:
+            self._lead(self._at, self._chosen, number)
         return number
+
+    def _lead(self, number: int, actor: int, after: int) -> None:
+        """A step leads from a state to another one."""
+        self.visited[number].after[actor] = after
+        self.visited[after].before.append((number, actor))
 
     def _settle(self, number: int) -> None:
         """Deduce the results of steps from a state without executing them."""
         here = self.visited[number]
         for actor in list(here.todo):
-            for other, after in here.after.items():
-                there = self.visited[after]
-                step = there.taken.get(actor)
-                last = there.after.get(actor)
-                if (
-                    step is None
-                    or last is None
-                    or other == actor
-                    or (found := number ^ after ^ last) not in self.visited
-                    or conflict(here.taken[other], step)
-                ):
-                    continue
+            found = self._before_another(number, actor) or self._after_another(
+                number, actor
+            )
+            if found is not None:
                 here.todo.remove(actor)
-                here.taken[actor], here.after[actor] = step, found
-                break
+                here.taken[actor], after = found
+                self._lead(number, actor, after)
+
+    def _before_another(self, number: int, actor: int) -> tuple[Step, int] | None:
+        """A step, and where it leads: it has been taken after another one from here."""
+        here = self.visited[number]
+        for other, after in here.after.items():
+            there = self.visited[after]
+            step, last = there.taken.get(actor), there.after.get(actor)
+            if (
+                step is not None
+                and last is not None
+                and other != actor
+                and (found := number ^ after ^ last) in self.visited
+                and not conflict(here.taken[other], step)
+            ):
+                return step, found
+        return None
+
+    def _after_another(self, number: int, actor: int) -> tuple[Step, int] | None:
+        """The same: it has been taken instead of the one that leads to here."""
+        for before, other in self.visited[number].before:
+            there = self.visited[before]
+            step, after = there.taken.get(actor), there.after.get(actor)
+            if step is None or after is None or other == actor:
+                continue
+            found = self.visited[after].after.get(other)
+            if found is not None and not conflict(there.taken[other], step):
+                return step, found
+        return None
 
     def _path(self, number: int) -> deque[tuple[int, int]]:
         """The choices that lead from the beginning to a state."""
         found: deque[tuple[int, int]] = deque()
-        before = self.visited[number].before
-        while before is not None:
+        while number != self._first:
+            before = self.visited[number].before[0]
             found.appendleft(before)
-            before = self.visited[before[0]].before
+            number, _ = before
         return found
 
     def _way(self, number: int) -> deque[tuple[int, int]]:

@@ -170,14 +170,18 @@ def _locals(steps: object) -> Hashable:
     return tuple(found)
 
 
+_SIMPLE: Final = (int, str)
+_MANY: Final = (tuple, list)
+
+
 def _plain(value: object) -> Hashable:
-    match value:
-        case None | int() | str():
-            return value
-        case list() | tuple():
-            return tuple(map(_plain, value))
-        case seen.Slot():
-            return value.number
+    # In the order of how many there are: it is asked for each local variable.
+    if value is None or isinstance(value, _SIMPLE):
+        return value
+    if isinstance(value, _MANY):
+        return tuple(map(_plain, value))
+    if isinstance(value, seen.Slot):
+        return value.number
     return type(value).__name__
 
 

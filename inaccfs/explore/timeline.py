@@ -9,7 +9,7 @@ from inaccfs.chrometrace import Writer
 from inaccfs.explore.causes import cone
 from inaccfs.explore.choosers import Replay
 from inaccfs.explore.choosing import UnstableError
-from inaccfs.explore.search import ScenarioError, execute
+from inaccfs.explore.search import ScenarioError, execute, watched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,8 @@ def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Tim
     """
     replay = Replay(choices)
     try:
-        schedule = execute(case, replay, notes=True)
+        with watched():
+            schedule = execute(case, replay, notes=True)
     except UnstableError as exc:
         raise ScenarioError(f"{case.scenario.__name__}: {exc}") from exc
     found = [each for each in schedule.violations if kind in (None, each.kind)]

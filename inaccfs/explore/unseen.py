@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 from collections import deque
 from contextlib import contextmanager
 from types import ModuleType
@@ -26,6 +27,9 @@ _REFUSED: Final = {
     "subprocess.Popen": "starts processes",
     "os.fork": "starts processes",
     "os.posix_spawn": "starts processes",
+    "os.forkpty": "starts processes",
+    "os.system": "starts processes",
+    "os.exec": "starts processes",
 }
 """By audit event (sys.addaudithook)."""
 
@@ -41,6 +45,14 @@ class _Guard:
         if not self._there:
             self._there = True
             sys.addaudithook(self._look)
+            # Python 3.11 has no event of threads.
+            start = threading.Thread.start
+
+            def watched_start(thread: threading.Thread) -> None:
+                self._look("_thread.start_new_thread", None)
+                start(thread)
+
+            setattr(threading.Thread, "start", watched_start)  # noqa: B010
 
     def _look(self, event: str, _: object) -> None:
         if self.on and event in _REFUSED:

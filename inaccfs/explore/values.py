@@ -10,22 +10,22 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from inaccfs.explore.invariants import CountedInvalidation
 from inaccfs.explore.names import STAMP
+from inaccfs.explore.retrying import CountedInvalidation
 from inaccfs.explore.sync import LOT
 from inaccfs.kvm.pagetable import PageTable
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.shim.simulated import FIRST_PFN
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from inaccfs.explore.memory import Frames
     from inaccfs.explore.sequence import Cells
     from inaccfs.explore.state import State
     from inaccfs.explore.sync import Loop
+    from inaccfs.explore.vm import ExploredVM
     from inaccfs.inprocess import Mount
-    from inaccfs.kvm import VM
     from inaccfs.shim.file import InaccessibleFile
 
 
@@ -33,7 +33,7 @@ class World(Protocol):
     """The objects that values are read from. Keys have indexes into the lists."""
 
     @property
-    def vms(self) -> Sequence[VM]:
+    def vms(self) -> Sequence[ExploredVM]:
         """The VMs."""
 
     @property
@@ -49,8 +49,8 @@ class World(Protocol):
         """All notifiers that ever existed."""
 
     @property
-    def punchers(self) -> set[int]:
-        """The actors that are in a punch."""
+    def punches(self) -> Mapping[int, Any]:
+        """The punches in progress, by actor."""
 
     @property
     def mount(self) -> Mount:
@@ -77,6 +77,7 @@ class Values:
         state.of_kind.update(
             {
                 "spte": self._spte,
+                "places": self._places,
                 "attributes": self._attributes,
                 "seq": self._seq,
                 "in progress": self._in_progress,
@@ -104,6 +105,9 @@ class Values:
             PageTable.walk(mmu.table, gfn) or 0,
             PageTable.walk(mmu.shared_table, gfn) or 0,
         )
+
+    def _places(self, vm: int, _: int) -> Hashable:
+        return frozenset(dict.items(self._world.vms[vm].places))
 
     def _attributes(self, vm: int, _: int) -> Hashable:
         return tuple(self._world.vms[vm]._mmu.attributes._bounds)
@@ -184,8 +188,9 @@ class Values:
             [(value, at >= begun) for value, at in cell.allowed.items()]
         )
 
-    def _punching(self, _: int) -> Hashable:
-        return tuple(sorted(self._world.punchers))
+    def _punching(self, file: int) -> Hashable:
+        punches = self._world.punches.items()
+        return frozenset(each for each in punches if each[1].file == file)
 
     def _lot(self) -> Hashable:
         locks = [file.pages._locks for file in self._world.inodes]

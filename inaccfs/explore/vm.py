@@ -9,6 +9,7 @@ from inaccfs.kvm import VM
 if TYPE_CHECKING:
     from inaccfs.explore.client import ExploredClient
     from inaccfs.explore.schedule import Schedule
+    from inaccfs.explore.seenguest import Places
     from inaccfs.kvm import Vmm
 
 
@@ -19,7 +20,7 @@ class ExploredVM(VM):
     client: ExploredClient
     vmm: Vmm
     # The file and the page of each gfn, as the scenario defines them.
-    places: dict[int, tuple[int, int]]
+    places: Places
 
     @property
     def in_progress(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs.explore.invariants import CountedInvalidation, NoRetry
+from inaccfs.explore.retrying import CountedInvalidation, NoRetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable

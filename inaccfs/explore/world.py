@@ -6,7 +6,7 @@ import errno
 import os
 import string
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from inaccfs.explore import kinds, seen
 from inaccfs.explore.client import ExploredClient
@@ -14,8 +14,10 @@ from inaccfs.explore.dma import DeviceBytes, ExploredIommu
 from inaccfs.explore.judge import Judge
 from inaccfs.explore.memory import Frames, GuestBytes
 from inaccfs.explore.names import frame
+from inaccfs.explore.seenguest import Places, watch_guest
 from inaccfs.explore.sequence import Cells
 from inaccfs.explore.sync import LOT, Loop, Sync
+from inaccfs.explore.unseen import UnseenError
 from inaccfs.explore.values import Values
 from inaccfs.explore.vm import ExploredVM
 from inaccfs.inprocess import Mount
@@ -25,7 +27,7 @@ from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.syscalls import PUNCH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.weaker import Kvm
@@ -44,6 +46,13 @@ _IOMMUS: Final = 100
 
 # The pages that are watched of a file that has no size yet.
 _UNSIZED: Final = 4
+
+
+class Punch(NamedTuple):
+    """A punch that is under way, of pages of a file."""
+
+    file: int
+    pages: range
 
 
 class World:
@@ -77,15 +86,22 @@ class World:
         self.inodes: Final[list[InaccessibleFile]] = []
         self.notifiers: Final[list[Notifier]] = []
         self._pages: Final[list[int]] = []
-        # The number of punches in progress, and the actors that make them.
-        self._punching = 0
-        self.punchers: Final[set[int]] = set()
+        # The punches in progress, by actor.
+        self.punches: Final[dict[int, Punch]] = {}
+        # Of each punch the pages whose removal has begun.
+        self._changed: Final[dict[Hashable, range]] = {}
         Values(self, schedule.state)
 
     # --- things -----------------------------------------------------------------------
 
+    def _check_setup(self, name: str) -> None:
+        """Things have numbers, by the order in which they are made."""
+        if self.schedule.runs:
+            raise UnseenError(f"an actor calls {name}(), which is for setup()")
+
     def file(self, pages: int) -> int:
         """Make a file, and return its fd. With 0 *pages* it has no size yet."""
+        self._check_setup("file")
         granule = self.mount.superblock.granule_pages
         pages = -(-pages // granule) * granule
         _check_size(pages)
@@ -116,6 +132,7 @@ class World:
 
     def vm(self, name: str, kvm: Kvm, *, puts_late: bool) -> ExploredVM:
         """Make a VM, and an actor that runs its callbacks."""
+        self._check_setup("vm")
         schedule = self.schedule
         same = sum(vm.name.rstrip(string.digits) == name for vm in self.vms)
         name += str(same + 1) if same else ""
@@ -126,7 +143,7 @@ class World:
             puts_late=puts_late,
         )
         sight = self._sight(len(self.vms))
-        places: dict[int, tuple[int, int]] = {}
+        places = Places(sight)
         made = ExploredVM(
             client,
             # Under all rules: scenarios are about the memory of files.
@@ -139,6 +156,7 @@ class World:
         made.name, made.client, made.places = name, client, places
         made.vmm = Vmm(made, fallocate=self.fallocate)
         seen.watch_vm(made, sight)
+        watch_guest(made, sight)
         schedule.state.beside.append(made.balance)
         client.listen = kvm.listen
         if kvm.spoil is not None:
@@ -151,6 +169,7 @@ class World:
 
         An iova is a page's offset in the file.
         """
+        self._check_setup("iommu")
         schedule, number = self.schedule, len(self.iommus)
         client = ExploredClient(
             *(schedule, self.mount, self.loop, name, self._numbers),
@@ -182,7 +201,7 @@ class World:
         """Give a VM pages of a file."""
         file = self._numbers.get(os.fstat(fd).st_ino)
         if file is not None:
-            vm.places |= {gfn + each: (file, page + each) for each in range(pages)}
+            vm.places.add({gfn + each: (file, page + each) for each in range(pages)})
         vm.set_user_memory_region(
             *(number, gfn * PAGE_SIZE, pages * PAGE_SIZE),
             private_fd=fd,
@@ -210,37 +229,50 @@ class World:
             self.mount.fallocate(fd, mode, offset, length)
             return
         assert isinstance(me, int)
-        self._punching += 1
-        self.punchers.add(me)
+        self.punches[me] = Punch(number, range(first, end))
         try:
             self.mount.fallocate(fd, mode, offset, length)
+        except OSError:
+            for page in self._changed.get(me, ()):
+                schedule.touch(seen.cell_key(number, page))
+                self.cells.punch_fails(number, page)
+            raise
         finally:
-            self._punching -= 1
-            self.punchers.discard(me)
+            del self.punches[me]
+            self._changed.pop(me, None)
         for page in range(first, end):
             schedule.touch(seen.page_key(number, page), False)
             schedule.touch(seen.cell_key(number, page))
             self.cells.punch_ends(number, page)
         schedule.note("fallocate returns")
         schedule.touch(("punching", number))
-        if not self._punching:
-            self.judge.mappings(fd, first, end, "the punch has returned")
+        # Those of another punch are looked at when that returns.
+        others = [one for one in self.punches.values() if one.file == number]
+        pages = set(range(first, end)).difference(*(one.pages for one in others))
+        self.judge.mappings(fd, pages, "the punch has returned")
 
     @contextmanager
     def converting(
         self, vm: ExploredVM, first: int, end: int, *, private: bool
     ) -> Iterator[None]:
-        """In a with block, gfns become shared, so that private pages lose content."""
+        """In a with block, gfns become shared, so that private pages lose content.
+
+        Under rules that keep attributes in files, the pages stay, and become shared.
+        """
         lost = [
             vm.places[gfn]
             for gfn in range(first, end)
-            if not private and gfn in vm.places
+            if not (private or vm.in_place) and gfn in vm.places
         ]
         for place in lost:
             self._lose(place, self.cells.punch_begins)
-        yield
-        for place in lost:
-            self._lose(place, self.cells.punch_ends)
+        end_one = self.cells.punch_fails
+        try:
+            yield
+            end_one = self.cells.punch_ends
+        finally:
+            for place in lost:
+                self._lose(place, end_one)
 
     def _lose(self, place: tuple[int, int], change: Callable[[int, int], None]) -> None:
         if self.schedule.tracks:
@@ -255,7 +287,7 @@ class World:
             schedule.touch(("punching", number))
             for page in range(0 if notifiers else pages):
                 schedule.touch(seen.page_key(number, page), False)
-            if self.semantics.references == "locked":
+            if self.semantics.locks_pages:
                 schedule.touch(LOT)
 
     def ftruncate(self, fd: int, pages: int) -> None:
@@ -269,9 +301,9 @@ class World:
         self.mount.ftruncate(fd, pages * PAGE_SIZE)
 
     def memory_failure(self, vm: ExploredVM, fd: int, page: int) -> None:
-        """Call memory-failure; log an error, if there is one."""
-        schedule = self.schedule
-        schedule.point(f"memory-failure of page {page}")
+        """Call memory-failure; note an error in the schedule."""
+        schedule, what = self.schedule, "memory-failure of page {}"
+        schedule.point(what.format(page))
         number = self.check_file(fd)
         for each in range(self._pages[number]):
             schedule.touch(seen.page_key(number, each))
@@ -282,9 +314,10 @@ class World:
         try:
             vm.client.client.file(fd).memory_failure(page)
         except OSError as exc:
-            schedule.note(f"is refused: {exc.strerror}")
+            schedule.refuse(str(exc.strerror), what, page)
             self.judge.failed.difference_update(failing)
             return
+        schedule.grant(what, page)
         if self.semantics.memory_failure == "invalidate":
             self.judge.failures("memory-failure has returned")
 
@@ -293,13 +326,15 @@ class World:
         schedule = self.schedule
         if not schedule.runs:
             return
-        removes = self.loop.me() in self.punchers
+        removes = self.loop.me() in self.punches
         schedule.point("removes the pages" if removes else "allocates the pages")
         number = self.check_file(fd)
         schedule.touch(seen.frozen_key(number), False)
         first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
         end = min(end, MOST_PAGES)
         memory = self.mount.inode(fd).pages.memory
+        if removes:
+            self._changed[self.loop.me()] = range(first, end)
         for page in range(first, end):
             schedule.touch(seen.page_key(number, page))
             if removes:
@@ -320,8 +355,7 @@ class World:
         for iommu in self.iommus:
             with suppress(ConnectionError):
                 iommu.close()
-        files = zip(self._fds, self._pages, strict=True)
-        self.judge.end(files)
+        self.judge.end(self._fds)
         self.mount.close()
 
     def discard(self) -> None:

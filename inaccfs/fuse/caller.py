@@ -9,10 +9,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-# Bits of capabilities(7).
-_CAP_FOWNER: Final = 3
-_CAP_FSETID: Final = 4
-_CAP_SYS_ADMIN: Final = 21
+from inaccfs.syscalls import CAP_FOWNER, CAP_FSETID, CAP_SYS_ADMIN
 
 _OWN: Final = "/proc/self/ns/user"
 
@@ -42,15 +39,15 @@ class Caller:
 
     def may_see_trusted(self) -> bool:
         """Whether listxattr(2) shows it trusted attributes: xattr(7)."""
-        return self._has(_CAP_SYS_ADMIN)
+        return self._has(CAP_SYS_ADMIN)
 
     def may_set_group(self, gid: int) -> bool:
         """Whether it may set the set-group-ID bit of a file of *gid*: chmod(2)."""
-        return gid in self._groups or self._has(_CAP_FSETID)
+        return gid in self._groups or self._has(CAP_FSETID)
 
     def is_like_owner(self, uid: int) -> bool:
         """Whether it may do with a file of *uid* what its owner may: chmod(2)."""
-        return uid == self._uid or self._has(_CAP_FOWNER)
+        return uid == self._uid or self._has(CAP_FOWNER)
 
     def _has(self, capability: int) -> bool:
         return bool(self._capabilities >> capability & 1)

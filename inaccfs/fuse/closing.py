@@ -14,19 +14,15 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from inaccfs import threads
 from inaccfs.fuse.nodes import close_now
-from inaccfs.shim.file import INLINE_BYTES
+from inaccfs.shim.filestate import INLINE_BYTES
 from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from inaccfs.shim.file import InaccessibleFile
 
 _THREADS: Final = 8
-
-# How long to wait if no thread can be started.
-_NO_THREAD_SECONDS: Final = 0.1
 
 
 def _frees_much(fd: int) -> bool:
@@ -81,19 +77,12 @@ class Closer:
 
     async def _close(self, fd: int, file: InaccessibleFile | None) -> None:
         try:
-            await self._in_thread(partial(close_now, fd, file))
+            await threads.do(
+                *(partial(close_now, fd, file), self._threads, self._trouble),
+                "closing a file",
+            )
         finally:
             self._pending -= 1
             self.closed += 1
             if not self.busy:
                 self._idle.set()
-
-    async def _in_thread(self, close: Callable[[], None]) -> None:
-        """Call *close*, which does not raise; wait until there is a thread for it."""
-        while True:
-            try:
-                return await trio.to_thread.run_sync(close, limiter=self._threads)
-            except RuntimeError as exc:
-                # There may be no more threads (systemd's TasksMax).
-                self._trouble.met(f"closing a file waits: {exc}")
-                await trio.sleep(_NO_THREAD_SECONDS)

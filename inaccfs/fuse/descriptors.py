@@ -11,12 +11,17 @@ from __future__ import annotations
 import resource
 from typing import Final
 
+from inaccfs.errors import MountError
+
 # For 256 directories, as many peers, and files without a name that are not open.
 _RESERVE: Final = 1024
 
 # The limit is read at least once in so many opens, because prlimit(1) may change it. So
 # at most so many fds of the reserve are taken before the change is noticed.
 _BETWEEN_LOOKS: Final = 64
+
+# Of the daemon itself, before the first file is opened.
+_LEAST: Final = 64
 
 _NR_OPEN: Final = "/proc/sys/fs/nr_open"
 
@@ -25,6 +30,9 @@ def raise_limit() -> None:
     """Raise RLIMIT_NOFILE as far as possible: each open file costs an fd.
 
     That is to the hard limit, or with CAP_SYS_RESOURCE to the kernel's fs.nr_open.
+
+    Raises:
+        MountError: it is not enough for a daemon.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -34,6 +42,11 @@ def raise_limit() -> None:
     except (OSError, ValueError):
         # Not permitted, for which Python may also raise a ValueError.
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        if hard < _LEAST:
+            raise MountError(
+                f"the daemon may have {hard} open files only, and needs {_LEAST} for "
+                "itself: raise the hard limit (ulimit -Hn)"
+            ) from None
 
 
 class Reserve:

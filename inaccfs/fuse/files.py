@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -48,8 +48,8 @@ class OpenFile:
 
     @property
     def opens(self) -> int:
-        """How many opens it has, this one included, without weak ones."""
-        return self._node.opens - self._node.weak + self._weak
+        """How many opens of it there are, this one included, without weak ones."""
+        return self._opens.users(self._node) + self._weak
 
     def reopen_backing(self) -> int:
         """A new fd of the backing file itself, for the caller to close."""
@@ -68,12 +68,13 @@ class OpenFile:
         """Do not count as a user of the file any more."""
         if not self._weak:
             self._weak = True
-            self._node.weak += 1
+            self._opens.count_weak(self._node, 1)
 
     def close(self) -> None:
         """Release it. This frees its memory if it has no name and no other open."""
         self._node.borrowed -= 1
-        self._node.weak -= self._weak
+        if self._weak:
+            self._opens.count_weak(self._node, -1)
         self._opens.release(self._node)
 
 
@@ -89,6 +90,18 @@ def name_of(node: Node) -> str:
         at = at.parent
     path = b"/" + b"/".join(reversed(parts))
     return path.decode(errors="backslashreplace")
+
+
+class Listed(NamedTuple):
+    """A file that is open, or whose pages have been fetched."""
+
+    # For people: see `name_of`.
+    name: str
+    # As stat(2) on the mount has it.
+    ino: int
+    file: InaccessibleFile
+    # How many opens there are, without weak ones.
+    opens: int
 
 
 class Files:
@@ -183,8 +196,8 @@ class Files:
                 errno.ESTALE, f"{self._mountpoint} leads to another file system"
             ) from None
 
-    def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
-        """Name, inode number, file and number of opens of each open or fetched file.
+    def all(self) -> Iterator[Listed]:
+        """What is open or fetched.
 
         Use each file only until you ask for the next one: see `at`.
         """
@@ -200,15 +213,15 @@ class Files:
         return "" if node is None else name_of(node)
 
     @contextmanager
-    def at(self, ino: int) -> Iterator[tuple[str, int, InaccessibleFile, int] | None]:
-        """As `all`, for one inode, in a with block; None if it is not listed."""
+    def at(self, ino: int) -> Iterator[Listed | None]:
+        """The same of one inode, for a with block; None if it is neither."""
         node = self._inodes.nodes.get(ino)
         if node is None or (node.file is None and not node.opens):
             yield None
         elif node.file is not None:
-            yield name_of(node), ino, node.file, node.opens - node.weak
+            yield Listed(name_of(node), ino, node.file, self._opens.users(node))
         else:
             # Its fd was closed because fds ran out. Open it during the block.
             opens = node.opens
             with self._opens.hold(node) as file:
-                yield name_of(node), ino, file, opens
+                yield Listed(name_of(node), ino, file, opens)

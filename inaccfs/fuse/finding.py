@@ -6,11 +6,11 @@ import errno
 import os
 import queue
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs import mountinfo
-from inaccfs.errors import NotMountedError, OptionError
+from inaccfs.errnos import os_error
+from inaccfs.errors import NoAnswerError, NotMountedError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,9 @@ T = TypeVar("T")
 FSTYPE: Final = "fuse.inaccfs"
 
 _ANSWER_SECONDS: Final = 5.0
+
+DAEMON_SECONDS: Final = 10.0
+"""How long a daemon may take to answer. Its users feel it if that is too short."""
 
 
 def mounts() -> list[MountInfo]:
@@ -37,6 +40,7 @@ def resolve(path: str) -> str:
 
     Raises:
         OptionError: *path* is empty, which a script's unset variable makes it.
+        NoAnswerError: it leads into a FUSE file system that does not answer.
     """
     if not path:
         raise OptionError("the path of the mountpoint is empty: name a directory")
@@ -53,7 +57,13 @@ def resolve(path: str) -> str:
 
 def _without_links(path: str) -> str:
     try:
-        return os.path.realpath(path)
+        if not any(mount.fstype.startswith("fuse") for mount in mountinfo.read()):
+            return os.path.realpath(path)
+        return ask(lambda: os.path.realpath(path), _ANSWER_SECONDS)
+    except TimeoutError:
+        raise NoAnswerError(
+            f"{path}: the daemon of a mount on the way does not answer"
+        ) from None
     except OSError:
         # A link on the way was replaced while realpath() looked at it: between lstat(2)
         # and readlink(2). Opening the path will tell what is there now.
@@ -80,6 +90,18 @@ def find(path: str) -> MountInfo:
     )
 
 
+def above(mount: MountInfo) -> list[MountInfo]:
+    """The inaccfs mounts that *mount* is in, the outermost first."""
+    numbers = {one.number: one for one in mountinfo.read()}
+    found = []
+    # The root is its own parent, or one that is not visible.
+    while (parent := numbers.get(mount.parent)) is not None and parent != mount:
+        mount = parent
+        if mount.fstype == FSTYPE:
+            found.append(mount)
+    return found[::-1]
+
+
 def holding(path: str) -> MountInfo:
     """The inaccfs mount that the file at *path* is in.
 
@@ -87,12 +109,15 @@ def holding(path: str) -> MountInfo:
     then *path* need not exist. A file without a name has one in /proc/PID/fd.
 
     Raises:
-        NotMountedError: it is in another file system.
+        NotMountedError: it is in another file system, or there is none.
+        OptionError: *path* is empty.
     """
+    if not path:
+        raise OptionError("the path of the file is empty: name a file")
     wanted = os.path.abspath(path)
     if (found := _holding(wanted)) is not None:
         return found
-    with suppress(TimeoutError, OSError):
+    try:
         real = ask(lambda: os.path.realpath(wanted), _ANSWER_SECONDS)
         if (found := _holding(real)) is not None:
             return found
@@ -101,6 +126,10 @@ def holding(path: str) -> MountInfo:
         for mount in mounts():
             if mount.device == number:
                 return mount
+    except (FileNotFoundError, PermissionError) as exc:
+        raise NotMountedError(f"{wanted}: {exc.strerror}") from None
+    except OSError:
+        pass
     raise NotMountedError(
         f"{wanted} is not in an inaccfs mount (inaccfs status lists them)"
     )
@@ -135,11 +164,17 @@ def ask(question: Callable[[], T], seconds: float) -> T:
             answers.put(exc)
 
     # A thread that waits for a stopped daemon cannot be ended, only abandoned.
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
     try:
         answer = answers.get(timeout=seconds)
     except queue.Empty:
-        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+        raise os_error(errno.ETIMEDOUT) from None
+    # A caller may fork next.
+    thread.join()
     if isinstance(answer, OSError):
         raise answer
     return answer

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs import mountcalls
-from inaccfs.errors import MountError, OptionError, UnmountError
+from inaccfs.errors import NO_PROCESS, MountError, OptionError, UnmountError
 from inaccfs.fuse import unmounting
 from inaccfs.fuse.finding import FSTYPE, is_dead, mounts
+from inaccfs.words import natural, quoted
 
 if TYPE_CHECKING:
     from inaccfs.fuse.mountpoint import Mountpoint
@@ -52,6 +53,10 @@ _IGNORED_PREFIXES: Final = ("x-", "X-", "comment=")
 _PASSED: Final = ("max_read", "context", "fscontext", "defcontext", "rootcontext")
 
 
+# An unsigned int of the kernel.
+_MOST_READ: Final = (1 << 32) - 1
+
+
 @dataclass(slots=True)
 class FuseOptions:
     """Options of the mount itself, as FUSE users know them."""
@@ -81,6 +86,8 @@ class FuseOptions:
         elif key == "fsname" and value:
             self.fsname = value
         elif key in _PASSED and value:
+            if key == "max_read":
+                _check_max_read(value)
             self.passed.append(option)
         elif option in ("suid", "dev", "exec"):
             raise OptionError(
@@ -96,7 +103,9 @@ class FuseOptions:
                 "after a SIGKILL, inaccfs umount"
             )
         else:
-            raise OptionError(f"unknown mount option {option!r}: see inaccfs mount -h")
+            raise OptionError(
+                f"unknown mount option {quoted(option)}: see inaccfs mount -h"
+            )
 
     @property
     def noatime_directories(self) -> bool:
@@ -111,6 +120,15 @@ class FuseOptions:
         """The options that go to the kernel by name, root or not."""
         allow_other = ["allow_other"] if self.allow_other else []
         return ["default_permissions", *allow_other, *self.passed]
+
+
+def _check_max_read(value: str) -> None:
+    number = natural(value)
+    if number is None or number > _MOST_READ:
+        raise OptionError(
+            f"max_read {quoted(value)} is not a number of bytes: give {_MOST_READ} or "
+            "less"
+        )
 
 
 def _check_device() -> None:
@@ -265,6 +283,8 @@ def _why_no_helper(path: str, exc: OSError) -> str:
         if isinstance(exc, FileNotFoundError):
             return "no fusermount3: install the package fuse3, or mount as root"
         return f"cannot run fusermount3: {exc.strerror}"
+    if isinstance(exc, BlockingIOError):
+        return f"cannot run fusermount3: {NO_PROCESS}"
     return f"cannot mount on {path}: {exc.strerror}"
 
 

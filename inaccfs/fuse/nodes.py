@@ -48,7 +48,6 @@ class Node:
         "name",
         "opens",
         "parent",
-        "weak",
     )
 
     def __init__(self, ino: int, generation: int, *, is_dir: bool) -> None:
@@ -70,8 +69,6 @@ class Node:
         # The number of opens; and how many of them need `file` to stay unchanged.
         self.opens = 0
         self.borrowed = 0
-        # How many of the opens do not count as users of the file; see getfd.
-        self.weak = 0
         # Set while the node is open or pinned. A node that is open but not borrowed may
         # lack it when fds are short: see Inodes.make_room().
         self.file: InaccessibleFile | None = None

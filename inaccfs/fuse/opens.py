@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -32,6 +33,8 @@ class Opens:
         self._superblock: Final = superblock
         # Open files without a name, if the name was removed through the mount.
         self._nameless: Final[set[Node]] = set()
+        # How many opens of a node do not count as users: see getfd. Few have some.
+        self._weak: Final[Counter[Node]] = Counter()
         # Runs a task in the background. The channel sets it while it serves.
         self.start: Callable[[Callable[[], Awaitable[None]]], None] | None = None
 
@@ -39,6 +42,16 @@ class Opens:
     def nameless(self) -> int:
         """How many files are open and have no name. O(1)."""
         return len(self._nameless)
+
+    def users(self, node: Node) -> int:
+        """How many opens there are, without weak ones."""
+        return node.opens - self._weak[node]
+
+    def count_weak(self, node: Node, more: int) -> None:
+        """One open has become weak, or has been closed: *more* is 1 or -1."""
+        self._weak[node] += more
+        if not self._weak[node]:
+            del self._weak[node]
 
     def open(self, node: Node, flags: int) -> InaccessibleFile:
         """OPEN, without the truncation for O_TRUNC.
@@ -99,7 +112,7 @@ class Opens:
         node.opens -= 1
         if not node.opens:
             self._nameless.discard(node)
-        elif node.opens == node.weak and node in self._nameless:
+        elif node in self._nameless and not self.users(node):
             self._abandon(node)
         if node.opens == 0 and node.parent is not None and not node.is_pinned:
             # The name leads here again: the node needs no fd.
@@ -114,7 +127,7 @@ class Opens:
         if file is not None and not file.pages.abandoned:
             file.pages.abandoned = True
             if self.start is not None:
-                self.start(partial(lastclose.abandoned, self._superblock, file))
+                self.start(partial(lastclose.abandoned, file))
 
     @contextmanager
     def hold(self, node: Node) -> Iterator[InaccessibleFile]:

@@ -164,7 +164,6 @@ def make_seal(
     passthrough: bool,
     rule: Mmap = "refused",
     page_size: int = mmap.PAGESIZE,
-    candidates: tuple[Candidate, ...] | None = None,
 ) -> Seal:
     """Register the backing file that the *rule* needs with the connection of *device*.
 
@@ -178,7 +177,7 @@ def make_seal(
         reason = "needs Linux 6.9 or later with CONFIG_FUSE_PASSTHROUGH"
         return unsealed(reason, rule)
     failures = []
-    for candidate in CANDIDATES[rule] if candidates is None else candidates:
+    for candidate in CANDIDATES[rule]:
         try:
             fd = candidate()
         except OSError as exc:

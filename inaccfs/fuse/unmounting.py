@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import mountcalls, mountinfo
-from inaccfs.errors import UnmountError
+from inaccfs.errors import NO_PROCESS, BusyError, UnmountError
 
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
@@ -25,7 +25,8 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     it.
 
     Raises:
-        UnmountError: it is in use, or belongs to another user.
+        BusyError: it is in use.
+        UnmountError: it belongs to another user.
     """
     path = mounted.path
     if os.geteuid() == 0:
@@ -34,7 +35,7 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
             mountcalls.umount(path, flags)
         except OSError as exc:
             if exc.errno == errno.EBUSY:
-                raise UnmountError(_busy(mounted)) from exc
+                raise BusyError(_busy(mounted)) from exc
             if find_own(mounted) is None:
                 # Another process, or the daemon itself, has unmounted it just now.
                 return
@@ -53,6 +54,8 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
         raise UnmountError(
             f"cannot unmount {path}: no fusermount3: install the package fuse3"
         ) from None
+    except BlockingIOError:
+        raise UnmountError(f"cannot unmount {path}: {NO_PROCESS}") from None
     except subprocess.TimeoutExpired:
         raise UnmountError(
             f"cannot unmount {path}: fusermount3 hangs: try inaccfs umount --lazy"
@@ -61,7 +64,7 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     left = find_own(mounted)
     if left is not None and (helper.returncode or left == mounted):
         if "busy" in helper.stderr.lower():
-            raise UnmountError(_busy(mounted))
+            raise BusyError(_busy(mounted))
         if (owner := _owner(left)) != os.geteuid():
             # fusermount3 says that it has found no such mount.
             raise UnmountError(

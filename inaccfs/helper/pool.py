@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from inaccfs.errnos import os_error
 from inaccfs.helper import starting, wire
 from inaccfs.readiness import is_readable, wait_readable, wait_writable
 from inaccfs.trouble import Trouble
@@ -111,7 +112,7 @@ class Worker:
             self.killed = True
             raise OSError(errno.EIO, "a bug; see the daemon's log")
         if answer.number:
-            raise OSError(answer.number, os.strerror(answer.number))
+            raise os_error(answer.number)
         return answer, fd
 
 
@@ -136,11 +137,13 @@ class Pool:
         return self._process.pid
 
     def close(self) -> None:
-        """End the helper, and wait until the memory of killed workers is freed."""
-        for worker in self._idle:
-            worker.close()
+        """End the helper, and wait for its workers, and for memory that they free.
+
+        Not for one that closes a foreign fd, which may take for ever.
+        """
         self._process.close()
-        for worker in self._dying | self._undoing:
+        for worker in {*self._idle, *self._dying, *self._undoing}:
+            worker.kill()
             worker.wait_ended()
             worker.close()
 
@@ -241,8 +244,7 @@ class Pool:
                 return None
             if pidfd < 0:
                 # fork(2) has failed; or it worked, but this process has no fd left.
-                number = wire.unpack_answer(packet)[0].number or errno.EMFILE
-                raise OSError(number, os.strerror(number))
+                raise os_error(wire.unpack_answer(packet)[0].number or errno.EMFILE)
             stack.pop_all()
             return Worker(ours, pidfd)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
-import struct
 import subprocess
 import sys
 from contextlib import suppress
@@ -20,14 +20,14 @@ from typing import Final
 
 import trio
 
+from inaccfs.errors import NO_PROCESS, MountError
 from inaccfs.helper import wire
 from inaccfs.helper.process import OOM_SCORE_ADJ, run_child, serve
 from inaccfs.readiness import is_readable, wait_readable
+from inaccfs.syscalls import peer_credentials
 
 # On an idle machine a start takes a tenth of a second.
 _START_SECONDS: Final = 30.0
-
-_ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
 
 
 class Process:
@@ -58,6 +58,9 @@ class Process:
     def close(self) -> None:
         """Kill it, and wait until it has ended, which does not take long."""
         self.requests.close()
+        # It ends by itself, too, but not while it is stopped.
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
         else:
@@ -69,13 +72,20 @@ class Process:
 
 
 def fork() -> Process:
-    """Start a helper. Call it before threads, secrets and mounts are made."""
+    """Start a helper. Call it before threads, secrets and mounts are made.
+
+    Raises:
+        MountError: no process is allowed.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # The helper shares the objects made so far, as long as the garbage collector does
     # not write to them.
     gc.freeze()
     parent = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except BlockingIOError as exc:
+        raise MountError(f"cannot start the helper: {NO_PROCESS}") from exc
     if pid == 0:
         run_child(partial(serve, theirs), parent)
     theirs.close()
@@ -154,10 +164,7 @@ def _receive_requests(bootstrap: socket.socket) -> socket.socket:
 
 def _check(requests: socket.socket, pid: int) -> None:
     """Check that helper *pid* made the socket, and that no process controls it."""
-    credentials = requests.getsockopt(
-        socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
-    )
-    if _ucred.unpack(credentials)[0] != pid or _is_traced(pid):
+    if peer_credentials(requests).pid != pid or _is_traced(pid):
         raise PermissionError("another process traces it or answers in its place")
 
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from inaccfs.semantics.rules import Scope
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.notifiers import Notice
-    from inaccfs.shim.superblock import Superblock
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +126,7 @@ class Notifier:
             self._running.append(self._loop.me())
         try:
             if (callback := self.callbacks.of(notice.event)) is not None:
-                _, start, end, frames, kinds = notice
-                self.callbacks.call(callback, start, end, frames, kinds)
+                self.callbacks.call(callback, *notice[1:])
         except BaseException as exc:
             log.exception("a callback for %s raised", notice.event)
             self._raised = self._raised or exc
@@ -221,10 +219,6 @@ class File(AttributesOfFile):
         return self._inode
 
     @property
-    def _superblock(self) -> Superblock:
-        return self.client.mount.superblock
-
-    @property
     def _loop(self) -> BlockingLoop:
         return self.client.mount.loop
 
@@ -243,7 +237,7 @@ class File(AttributesOfFile):
         async def get() -> list[Got]:
             pages = inode.pages
             extents, moved = await pages.get(self.client, offset, offset + count)
-            found = [got(inode, self._superblock, extent) for extent in extents]
+            found = [got(inode, extent) for extent in extents]
             await pages.tell_moved(moved)
             return found
 
@@ -393,7 +387,7 @@ class Client:
 
     def _drop_references(self) -> None:
         for _, file in self.mount.files():
-            release(self.mount.superblock, file, self)
+            release(file, self)
             if file.pages.memory is not None:
                 for holder in (self, Pinner(self)):
                     for _ in file.pages.memory.drop(holder):

@@ -84,6 +84,9 @@ class BlockingLoop(ABC):
         with self.outside():
             pass
 
+    async def check_cancelled(self) -> None:  # noqa: B027 - not for a subclass
+        """Calls here are never cancelled, so this does nothing."""
+
     async def first_of(self, *waits: Wait) -> None:
         """Wait for the first of *waits*; the others are for interrupts, unused here."""
         await waits[0]()

@@ -21,7 +21,6 @@ from inaccfs.shim.superblock import Superblock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
     from typing import Self
 
     from inaccfs.inprocess.client import Deliver
@@ -141,7 +140,7 @@ class Mount:
         if rules.population != "write":
             raise os_error(rules.read_errno)
         file = self.inode(fd)
-        self.loop.run(hostaccess.write(self.superblock, file, offset, data))
+        self.loop.run(hostaccess.write(file, offset, data))
         return len(data)
 
     def ftruncate(self, fd: int, size: int) -> None:
@@ -165,10 +164,5 @@ class Mount:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

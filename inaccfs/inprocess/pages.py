@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from inaccfs.inprocess.loop import BlockingLoop
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.memory import Holder
-    from inaccfs.shim.superblock import Superblock
 
 
 class MemoryAttributes(NamedTuple):
@@ -38,10 +37,10 @@ class Got(Extent):
     private: bool | None = None
 
 
-def got(file: InaccessibleFile, superblock: Superblock, extent: Extent) -> Got:
-    """The result for *extent*, whose pages have one attribute."""
+def got(file: InaccessibleFile, extent: Extent) -> Got:
+    """*extent*, which is of pages with one attribute."""
     found = Got(*extent)
-    if superblock.converts:
+    if file.superblock.converts:
         found.private = file.attributes.is_private(extent.offset)
     return found
 
@@ -55,10 +54,6 @@ class AttributesOfFile(ABC):
 
     @property
     @abstractmethod
-    def _superblock(self) -> Superblock: ...
-
-    @property
-    @abstractmethod
     def _loop(self) -> BlockingLoop: ...
 
     @property
@@ -69,7 +64,7 @@ class AttributesOfFile(ABC):
     def set_memory_attributes(self, offset: int, count: int, private: bool) -> None:
         """Make pages private, or shared."""
         call = Conversion(offset, offset + count, private, self._holder.who)
-        self._loop.run(conversions.convert(self._superblock, self._use(), call))
+        self._loop.run(conversions.convert(self._use(), call))
 
     def query_memory_attributes(self) -> list[MemoryAttributes]:
         """Ranges of pages, and whether they are private."""
@@ -98,24 +93,22 @@ class AttributesOfFile(ABC):
         """Fill private pages from *source*."""
         origin = None if source is None else Source(source._use(), source_offset)
         end = offset + count
-        return self._loop.run(
-            populating.populate(self._superblock, self._use(), offset, end, origin)
-        )
+        return self._loop.run(populating.populate(self._use(), offset, end, origin))
 
     def freeze(self) -> None:
         """Freeze the file."""
-        self._loop.run(freezing.freeze(self._superblock, self._use(), self._holder))
+        self._loop.run(freezing.freeze(self._use(), self._holder))
 
     def unfreeze(self) -> None:
         """Undo `freeze`."""
         file = self._use()
         with self._loop.inside():
-            freezing.unfreeze(self._superblock, file, self._holder)
+            freezing.unfreeze(file, self._holder)
 
     def migrate(self, offset: int, count: int) -> None:
         """Move pages to other frames."""
         end = offset + count
-        self._loop.run(migration.migrate(self._superblock, self._use(), offset, end))
+        self._loop.run(migration.migrate(self._use(), offset, end))
 
     def pin_pages(self, offset: int, count: int = 1) -> list[Extent]:
         """Pin shared pages."""
@@ -123,9 +116,7 @@ class AttributesOfFile(ABC):
         pinner = Pinner(self._holder)
 
         async def pin() -> list[Extent]:
-            extents, moved = await hostaccess.pin(
-                self._superblock, file, pinner, offset, end
-            )
+            extents, moved = await hostaccess.pin(file, pinner, offset, end)
             await file.pages.tell_moved(moved)
             return extents
 
@@ -140,7 +131,7 @@ class AttributesOfFile(ABC):
 
     def shared_window(self) -> SharedWindow:
         """Access to shared pages."""
-        return SharedWindow(self._use, self._superblock, self._loop)
+        return SharedWindow(self._use, self._loop)
 
 
 class SharedWindow(Sliced):
@@ -149,22 +140,16 @@ class SharedWindow(Sliced):
     def __init__(
         self,
         use: Callable[[], InaccessibleFile],
-        superblock: Superblock,
         loop: BlockingLoop,
     ) -> None:
         """Use `AttributesOfFile.shared_window`."""
         self._use: Final = use
-        self._superblock: Final = superblock
         self._loop: Final = loop
 
     def read(self, offset: int, count: int) -> bytes:
         """Read *count* bytes."""
-        return self._loop.run(
-            hostaccess.read_shared(self._superblock, self._use(), offset, count)
-        )
+        return self._loop.run(hostaccess.read_shared(self._use(), offset, count))
 
     def write(self, offset: int, data: bytes) -> None:
         """Write *data*."""
-        self._loop.run(
-            hostaccess.write_shared(self._superblock, self._use(), offset, data)
-        )
+        self._loop.run(hostaccess.write_shared(self._use(), offset, data))

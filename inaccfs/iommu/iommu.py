@@ -21,7 +21,6 @@ from inaccfs.kvm.sync import THREADS
 from inaccfs.kvm.uapi import PAGE_SHIFT, no_hook
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     from inaccfs.iommu.stats import Stats
@@ -327,12 +326,7 @@ class Iommu:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -33,6 +33,8 @@ class Devices:
         rules = shim.query_semantics()
         self._after: Final = rules.order == "after"
         self.converts: Final = rules.attributes == "file"
+        # Otherwise files consist of huge pages, and only whole ones can be punched.
+        self.by_page: Final = rules.granule == "page"
         self.file: Final = shim.file(fd)
         self.iommu: Final = Iommu(shim)
         # Devices use shared pages, where there are any.
@@ -96,6 +98,8 @@ class _Changer(Actor):
                 devices.file.set_memory_attributes(FILE_PAGES + page, count, private)
                 self.counts["conversions"] += 1
             else:
+                if not devices.by_page:
+                    page, count = 0, DMA_PAGES
                 offset = (FILE_PAGES + page) << PAGE_SHIFT
                 fallocate(self._world.fd, PUNCH, offset, count << PAGE_SHIFT)
                 self.counts["punches"] += 1

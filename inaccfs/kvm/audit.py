@@ -28,6 +28,23 @@ class StaleSpte(NamedTuple):
     now: int | None
 
 
+class _Extent(NamedTuple):
+    """Fetched pages of a file whose frames follow each other, in units of 4 KiB."""
+
+    pgoff: int
+    pfn: int
+    pages: int
+
+
+class _Wanted(NamedTuple):
+    """What gfns that follow each other should map."""
+
+    gfn: int
+    # None where no page of a mapping was fetched.
+    pfn: int | None
+    pages: int
+
+
 class _Fetched:
     """The frames of the pages that were fetched and not punched since.
 
@@ -36,25 +53,25 @@ class _Fetched:
     """
 
     def __init__(self, shim: Shim, shifts: dict[int, int]) -> None:
-        found: dict[int, list[tuple[int, int, int]]] = {ino: [] for ino in shifts}
+        found: dict[int, list[_Extent]] = {ino: [] for ino in shifts}
         for pin in shim.query_pins().extents:
             if pin.ino in found:
                 shift = shifts[pin.ino]
                 found[pin.ino].append(
-                    (pin.offset << shift, pin.pfn, pin.count << shift)
+                    _Extent(pin.offset << shift, pin.pfn, pin.count << shift)
                 )
         self._extents: Final = {ino: sorted(each) for ino, each in found.items()}
 
-    def between(self, ino: int, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """The fetched pages from *start* to *end* of a file: first page, pfn, pages."""
+    def between(self, ino: int, start: int, end: int) -> Iterator[_Extent]:
+        """The fetched pages from *start* to *end* of a file."""
         extents = self._extents[ino]
-        index = max(bisect_right(extents, (start, 1 << 64, 0)) - 1, 0)
-        while index < len(extents) and extents[index][0] < end:
+        index = max(bisect_right(extents, _Extent(start, 1 << 64, 0)) - 1, 0)
+        while index < len(extents) and extents[index].pgoff < end:
             first, pfn, pages = extents[index]
             index += 1
             low, high = max(first, start), min(first + pages, end)
             if low < high:
-                yield low, pfn + low - first, high - low
+                yield _Extent(low, pfn + low - first, high - low)
 
 
 def stale_sptes(
@@ -101,11 +118,8 @@ def _wanted(
     start: int,
     end: int,
     step: int,
-) -> Iterator[tuple[int, int | None, int]]:
-    """What the gfns *start* to *end* should map: first gfn, pfn or None, pages.
-
-    Mappings have *step* pages; the pfn is None where a mapping has no fetched page.
-    """
+) -> Iterator[_Wanted]:
+    """What the gfns *start* to *end* should map, by mappings of *step* pages."""
     gfn = start
     for first, pfn, pages in fetched.between(
         file.ino, slot.pgoff(start), slot.pgoff(end)
@@ -113,11 +127,11 @@ def _wanted(
         known = slot.base_gfn + first - slot.private_pgoff
         # The whole mappings before this extent have no fetched page.
         if (known & -step) > gfn:
-            yield gfn, None, (known & -step) - gfn
-        yield known, pfn, pages
+            yield _Wanted(gfn, None, (known & -step) - gfn)
+        yield _Wanted(known, pfn, pages)
         gfn = max(gfn, -(-(known + pages) // step) * step)
     if gfn < end:
-        yield gfn, None, end - gfn
+        yield _Wanted(gfn, None, end - gfn)
 
 
 def double_allocated(slots: Iterable[MemorySlot]) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Iterator, Sequence
 
-    from inaccfs.kvm.shim import Shim, ShimFile, ShimSemantics, WeakFile
+    from inaccfs.kvm.shim import Shim, ShimExtent, ShimFile, ShimSemantics, WeakFile
     from inaccfs.kvm.sync import Sync
 
 
@@ -154,15 +154,19 @@ class BackingFile:
                 frames = frames._replace(private=bool(found.private))
             return [frames]
         return [
-            Frames(
-                extent.offset << shift,
-                extent.pfn,
-                extent.count << shift,
-                extent.order,
-                bool(extent.private) if self._in_place else None,
-            )
+            self._frames(extent, private=bool(extent.private))
             for extent in self.file.get_pfns(first, last - first + 1)
         ]
+
+    def _frames(self, extent: ShimExtent, *, private: bool) -> Frames:
+        shift = self.shift
+        return Frames(
+            extent.offset << shift,
+            extent.pfn,
+            extent.count << shift,
+            extent.order,
+            private if self._in_place else None,
+        )
 
     def attribute(self, pgoff: int) -> tuple[bool, int]:
         """Whether a page of 4 KiB is private, and the end of the pages that are alike.
@@ -189,13 +193,7 @@ class BackingFile:
         shift = self.shift
         first, last = pgoff >> shift, (pgoff + pages - 1) >> shift
         return [
-            Frames(
-                extent.offset << shift,
-                extent.pfn,
-                extent.count << shift,
-                extent.order,
-                False if self._in_place else None,
-            )
+            self._frames(extent, private=False)
             for extent in self.file.pin_pages(first, last - first + 1)
         ]
 

@@ -11,9 +11,9 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from inaccfs.deferring import Deferred
 from inaccfs.errors import InaccfsError
 from inaccfs.kvm import emulation
-from inaccfs.kvm.deferring import Deferred
 from inaccfs.kvm.probe.protocol import (
     MemoryFault,
     MmioRead,

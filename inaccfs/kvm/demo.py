@@ -7,7 +7,6 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.errors import InaccfsError
 from inaccfs.kvm import pagemap_view
 from inaccfs.kvm.uapi import (
     KVM_MEM_PRIVATE,
@@ -23,20 +22,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.client import Client
+    from inaccfs.kvm.shim import ShimSemantics
     from inaccfs.kvm.stats import Stats
 
-# One huge page, and less than another one.
-PAGES: Final = 640
+# One huge page, and a rest that is too small for another.
+_PAGES: Final = 640
+# Two, where a file consists of huge pages.
+_HUGE_PAGES: Final = 1024
+PAGES: Final = max(_PAGES, _HUGE_PAGES)
+"""How many pages of 4 KiB the demo needs at most."""
+
 _SECRET: Final = b"a guest's secret"
 
 
 class Demo:
-    """A VM of 2.5 MiB, whose memory is shown step by step."""
+    """A VM of 2.5 MiB, or of 4 MiB, whose memory is shown step by step."""
 
     def __init__(
         self, vm: VM, fd: int, show: Callable[[str], object], *, colour: bool
     ) -> None:
         """*show* is called with one or more lines at a time."""
+        huge = _is_of_huge_pages(vm.rules)
+        self._pages: Final = _HUGE_PAGES if huge else _PAGES
+        # What the host punches: first pages and numbers of pages.
+        self._punched: Final = ((512, 512),) if huge else ((2, 4), (540, 10))
         self._vm: Final = vm
         self._fd: Final = fd
         self._vmm: Final = Vmm(vm)
@@ -47,7 +56,9 @@ class Demo:
 
     def run(self) -> None:
         """Run all steps."""
-        self._title("A slot: 640 pages of guest memory, and nothing is there yet")
+        self._title(
+            f"A slot: {self._pages} pages of guest memory, and nothing is there yet"
+        )
         self._map()
         self._fault_in()
         self._convert()
@@ -84,10 +95,10 @@ class Demo:
         self._map()
 
     def _lose(self) -> None:
-        self._title("The host punches pages 2 to 5 and 540 to 549")
-        for start, pages in ((2, 4), (540, 10)):
-            mode = PUNCH
-            fallocate(self._fd, mode, start << PAGE_SHIFT, pages << PAGE_SHIFT)
+        ranges = [f"{first} to {first + pages - 1}" for first, pages in self._punched]
+        self._title(f"The host punches pages {' and '.join(ranges)}")
+        for start, pages in self._punched:
+            fallocate(self._fd, PUNCH, start << PAGE_SHIFT, pages << PAGE_SHIFT)
         self._show("fallocate(2) has returned: KVM got the event, and has zapped them")
         self._counted()
         self._map()
@@ -128,32 +139,34 @@ class Demo:
         )
 
     def _map(self) -> None:
-        found = pagemap_view.states(self._vm, 0, PAGES)
+        found = pagemap_view.states(self._vm, 0, self._pages)
         self._show(pagemap_view.render(found, colour=self._colour))
         self._show(pagemap_view.legend(found, colour=self._colour))
+
+
+def _is_of_huge_pages(rules: ShimSemantics) -> bool:
+    """Whether files are: then a punch is of whole ones, too."""
+    return rules.granule == "huge page"
 
 
 def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
     """Run the demo on a new file of the mount of *shim*.
 
     Raises:
-        OSError: ENOSPC where the mount has less than 2.5 MiB; EPERM where it refuses
+        OSError: ENOSPC where the mount has less than `PAGES`; EPERM where it refuses
             get-memory; `ControlError`.
     """
-    if shim.query_semantics().granule == "huge page":
-        raise InaccfsError(
-            "the demo punches pages of 4 KiB, and in these semantics a file consists "
-            "of huge pages: use others"
-        )
     with ExitStack() as stack:
-        fd = shim.memfd_create("kvm-demo", size=PAGES * PAGE_SIZE)
+        huge = _is_of_huge_pages(shim.query_semantics())
+        size = (_HUGE_PAGES if huge else _PAGES) * PAGE_SIZE
+        fd = shim.memfd_create("kvm-demo", size=size)
         stack.callback(os.close, fd)
         vm = stack.enter_context(VM(shim))
         vm.set_user_memory_region(
-            *(0, 0, PAGES * PAGE_SIZE),
+            *(0, 0, size),
             private_fd=fd,
-            shared=mmap.mmap(-1, PAGES * PAGE_SIZE),
+            shared=mmap.mmap(-1, size),
             flags=KVM_MEM_PRIVATE,
         )
-        Vmm(vm).convert(0, PAGES * PAGE_SIZE, private=True)
+        Vmm(vm).convert(0, size, private=True)
         Demo(vm, fd, show, colour=colour).run()

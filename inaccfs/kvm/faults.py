@@ -199,7 +199,7 @@ class Faults:
                 except ConnectionError:
                     raise
                 except OSError as exc:
-                    return self._refused(exc, gfn, touched=True)
+                    return self._refused(exc, fault, private=False)
                 with mmu.lock:
                     self._check_kind(fault, private)
             else:
@@ -212,7 +212,14 @@ class Faults:
             # An error of the control socket does not concern a page.
             raise
         except OSError as exc:
-            return self._refused(exc, gfn, touched=fault.touched)
+            if fault.touched and mmu.in_place and exc.errno != errno.EAGAIN:
+                private = yield from self._kind_of(fault, exc)
+                with mmu.lock:
+                    self._check_kind(fault, private)
+            else:
+                # Without private memory no access is private.
+                private = mmu.protected
+            return self._refused(exc, fault, private=private)
         try:
             if mmu.frames_lock is not None:
                 self._make_private(found, gfn - pgoff, gfn, end)
@@ -289,7 +296,21 @@ class Faults:
         self._mmu.counters.exits += 1
         return memory_fault(self._mmu.rules, gfn, private=True)
 
-    def _refused(self, exc: OSError, gfn: int, *, touched: bool) -> bool:
+    def _kind_of(self, fault: _Fault, exc: OSError) -> Generator[Step, Any, bool]:
+        """Whether a page is private that get-pfn has refused: kvm_mem_is_private()."""
+        if exc.errno == errno.EFAULT:
+            # The file has gone: its pages are shared, and no conversion changes that.
+            return bool(fault.private)
+        try:
+            private, _ = yield Ask(fault.backing, fault.slot.pgoff(fault.gfn))
+        except ConnectionError:
+            raise
+        except OSError:
+            return False
+        # Without private memory no access is private.
+        return bool(private) and self._mmu.protected
+
+    def _refused(self, exc: OSError, fault: _Fault, *, private: bool) -> bool:
         """Handle an error of get-pfn: return False to retry, or raise.
 
         Errors become exits, as in mainline; in v8 the vCPU faults for ever.
@@ -299,14 +320,12 @@ class Faults:
             if exc.errno == errno.EAGAIN:
                 self._mmu.counters.retries += 1
                 return False
-            if not touched:
+            if not fault.touched:
                 raise exc
             self._mmu.counters.exits += 1
         number = exc.errno or errno.EFAULT
-        # Without private memory no access is private.
-        private = self._mmu.protected
         raise memory_fault(
-            self._mmu.rules, gfn, private=private, number=number
+            self._mmu.rules, fault.gfn, private=private, number=number
         ) from exc
 
 

@@ -14,6 +14,7 @@ import os
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.syscalls import last_error
 
 # The types that the shared half of a slot can have.
 WritableBuffer: TypeAlias = bytearray | memoryview | mmap.mmap
@@ -50,13 +51,8 @@ def resident_at(start: int, pages: int) -> bytes:
     """As `resident`, for the pages from address *start* on. ENOMEM if unmapped."""
     found = ctypes.create_string_buffer(pages)
     if pages and _libc.mincore(start, pages * PAGE_SIZE, found):
-        raise _error()
+        raise last_error()
     return found.raw
-
-
-def _error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
 
 
 def _map(fd: int, size: int) -> mmap.mmap:
@@ -73,7 +69,7 @@ def _map(fd: int, size: int) -> mmap.mmap:
     # MAP_FIXED replaces the anonymous mapping.
     flags, address = mmap.MAP_SHARED | _MAP_FIXED, address_of(made)
     if _libc.mmap(address, whole, protection, flags, fd, 0) == _MAP_FAILED:
-        raise _error()
+        raise last_error()
     return made
 
 

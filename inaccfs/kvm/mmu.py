@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.kvm.arch import Arch
 from inaccfs.kvm.attributes import MemoryAttributes
@@ -29,6 +29,7 @@ from inaccfs.kvm.uapi import (
     PG_LEVEL_2M,
     PG_LEVEL_4K,
     level_of_order,
+    order_of_level,
     pages_of_level,
 )
 
@@ -43,6 +44,18 @@ if TYPE_CHECKING:
 
 # After this long a waiting fault retries, and so finds out if the daemon has died.
 _PATIENCE: Final = 1.0
+
+
+class Snapshot(NamedTuple):
+    """What there is at one moment."""
+
+    counters: Counters
+    # The mappings, of both kinds.
+    mapped: ByLevel
+    # How many shared pages of 4 KiB are mapped.
+    mapped_shared: int
+    # Invalidations in progress.
+    in_progress: int
 
 
 class Mmu:
@@ -135,27 +148,59 @@ class Mmu:
 
     # --- zapping ----------------------------------------------------------------------
 
-    def zap(self, start: int, end: int, kinds: str | None = None) -> None:
+    def zap(
+        self,
+        start: int,
+        end: int,
+        kinds: str | None = None,
+        zaps: tuple[int, int] | None = None,
+    ) -> None:
         """kvm_zap_gfn_range(): begin, unmap, end. Afterwards no access is in progress.
 
         A fault that looked its frame up before this cannot install it any more.
         """
         with self.lock:
-            self.invalidation.begin(start, end)
-            self.zap_locked(start, end, kinds)
+            self._begin_locked(start, end, kinds, zaps)
             self.end_locked()
 
-    def begin(self, start: int, end: int, kinds: str | None = None) -> list[Run]:
+    def begin(
+        self,
+        start: int,
+        end: int,
+        kinds: str | None = None,
+        zaps: tuple[int, int] | None = None,
+    ) -> list[Run]:
         """Zap, and keep faults out until `end`.
 
-        Returns the private mappings that were zapped, if there are hooks.
+        With *zaps* it unmaps only these gfns, from a start to an end, and splits huge
+        mappings that reach beyond them. Returns the private mappings that were zapped,
+        if there are hooks.
         """
         with self.lock:
-            self.invalidation.begin(start, end)
-            hooked = self.frames_lock is not None
-            private = self.table.between(start, end) if hooked else []
+            return self._begin_locked(start, end, kinds, zaps)
+
+    def _begin_locked(
+        self, start: int, end: int, kinds: str | None, zaps: tuple[int, int] | None
+    ) -> list[Run]:
+        self.invalidation.begin(start, end)
+        if zaps is not None:
+            start, end = zaps
+            self._split(start, end)
+        hooked = self.frames_lock is not None
+        private = self.table.between(start, end) if hooked else []
+        if start < end:
             self.zap_locked(start, end, kinds)
         return private
+
+    def _split(self, start: int, end: int) -> None:
+        """Split huge mappings of private pages that reach beyond these gfns.
+
+        This needs no flush: each gfn stays mapped to its frame.
+        """
+        for gfn in (start, end) if start < end else ():
+            more = self.table.split(gfn)
+            add(self.counters.installed, ByLevel(*(max(each, 0) for each in more)))
+            add(self.counters.zapped, ByLevel(*(max(-each, 0) for each in more)))
 
     def end(self) -> None:
         """End one invalidation."""
@@ -280,7 +325,7 @@ class Mmu:
                 self._map_one(table, slot, gfn, pfn, order)
             else:
                 stop = end
-                if order >= level_order(PG_LEVEL_2M):
+                if order >= order_of_level(PG_LEVEL_2M):
                     stop = min(end, (gfn | pages_of_level(PG_LEVEL_2M) - 1) + 1)
                 self._map_pages(table, gfn, pfn, stop - gfn)
             gfn, pfn = stop, pfn + stop - gfn
@@ -318,14 +363,14 @@ class Mmu:
 
     # --- looking ----------------------------------------------------------------------
 
-    def snapshot(self) -> tuple[Counters, ByLevel, int, int]:
-        """Counters, mappings, mapped shared pages, and invalidations in progress."""
+    def snapshot(self) -> Snapshot:
+        """A copy of the counters, and what is mapped and in progress."""
         with self.lock:
             private, shared = self.table.count(), self.shared_table.count()
             pages = sum(
                 count * pages_of_level(level) for level, count in enumerate(shared, 1)
             )
-            return (
+            return Snapshot(
                 deepcopy(self.counters),
                 ByLevel(*(sum(pair) for pair in zip(private, shared, strict=True))),
                 len(self.shared) + pages,
@@ -335,8 +380,3 @@ class Mmu:
     def walk(self, gfn: int) -> Spte | None:
         """The mapping of *gfn*, of whichever kind; None if there is none."""
         return self.table.walk(gfn) or self.shared_table.walk(gfn)
-
-
-def level_order(level: int) -> int:
-    """The order of a folio that is as large as a mapping of *level*."""
-    return pages_of_level(level).bit_length() - 1

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from inaccfs.kvm.backing import BackingFile
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.mmu import Mmu
-    from inaccfs.kvm.shim import ShimFile, ShimNotifier, ShimSemantics
+    from inaccfs.kvm.shim import (
+        ShimCallbacks,
+        ShimFile,
+        ShimNotifier,
+        ShimSemantics,
+    )
     from inaccfs.kvm.uapi import Hook
 
 
@@ -57,22 +62,17 @@ class SlotNotifier:
         # Later versions have a callback for poisoned pages, too.
         error = self._invalidate if "MEMORY_ERROR" in semantics.events else None
         # Where a file has both kinds of pages, an event says which it concerns.
-        kinds = self._mmu.in_place
-        frames = self._reclaims
-        if "INVALIDATE_START" not in semantics.events:
-            return register(
-                self._invalidate, error=error, with_kinds=kinds, with_frames=frames
-            )
+        options: ShimCallbacks = {
+            "error": error,
+            "with_frames": self._reclaims,
+            "with_kinds": self._mmu.in_place,
+            "with_zaps": self._mmu.in_place,
+        }
+        if "INVALIDATE_START" in semantics.events:
+            options |= {"invalidate_start": self._start, "invalidate_end": self._end}
         # Register for INVALIDATE, too: rules may send it for a punch, and start and end
         # only for poison.
-        return register(
-            self._invalidate,
-            invalidate_start=self._start,
-            invalidate_end=self._end,
-            error=error,
-            with_kinds=kinds,
-            with_frames=frames,
-        )
+        return register(self._invalidate, **options)
 
     @property
     def lost(self) -> bool:
@@ -96,7 +96,7 @@ class SlotNotifier:
         finally:
             # Zap even if a hook raises: once this returns, the daemon relies on it.
             self._count()
-            self._mmu.zap(*gfns, self._kinds(more))
+            self._mmu.zap(*gfns, *self._what(more))
             self._reclaim(more)
         self._hook("invalidate:end", *gfns)
 
@@ -108,8 +108,8 @@ class SlotNotifier:
             self._hook("invalidate:begin", *gfns)
         finally:
             self._count()
-            kinds = self._kinds(more)
-            private = self._mmu.begin(*gfns, kinds)
+            kinds, zaps = self._what(more)
+            private = self._mmu.begin(*gfns, kinds, zaps)
             self._begun += 1
             if self._makes_shared and kinds == "private":
                 assert self._mmu.frames_lock is not None
@@ -125,9 +125,15 @@ class SlotNotifier:
         self._reclaim(more)
         self._hook("invalidate:end", *gfns)
 
-    def _kinds(self, more: tuple[Any, ...]) -> str | None:
-        """The last argument of a callback, if files have both kinds of pages."""
-        return more[-1] if more and self._mmu.in_place else None
+    def _what(self, more: tuple[Any, ...]) -> tuple[str | None, tuple[int, int] | None]:
+        """The kinds and the gfns to zap: a callback's last arguments, if in place.
+
+        None means both kinds, and all gfns of the event.
+        """
+        if not (more and self._mmu.in_place):
+            return None, None
+        kinds, zaps = more[-2:]
+        return kinds, zaps and (self._gfns(*zaps) or (0, 0))
 
     def _reclaim(self, more: tuple[Any, ...]) -> None:
         """Call the hook `reclaim` for the frames that an event lists as removed."""

@@ -136,6 +136,30 @@ class PageTable:
 
     # --- zapping ----------------------------------------------------------------------
 
+    def split(self, gfn: int) -> ByLevel:
+        """Split the huge mapping that has *gfn* in it, unless it begins with *gfn*.
+
+        The same frames stay mapped. Returns the change of the number of mappings, by
+        level.
+        """
+        large = middle = small = 0
+        key = gfn >> 2 * TABLE_SHIFT
+        top = self._top.get(key)
+        if isinstance(top, int) and gfn & _GIB - 1:
+            pfn, first = top >> PAGE_SHIFT, key << TABLE_SHIFT
+            made: _Directory = {
+                first + index: _entry(pfn + (index << TABLE_SHIFT))
+                for index in range(_ENTRIES)
+            }
+            self._top[key] = top = made
+            large, middle = -1, _ENTRIES
+        if isinstance(top, dict) and gfn & _LAST:
+            huge = top.get(gfn >> TABLE_SHIFT)
+            if isinstance(huge, int):
+                top[gfn >> TABLE_SHIFT] = _entries(huge >> PAGE_SHIFT, _ENTRIES)
+                middle, small = middle - 1, _ENTRIES
+        return ByLevel(small, middle, large)
+
     def zap(self, start: int, end: int) -> ByLevel:
         """Unmap the gfns from *start* to *end*, and huge mappings of any as a whole."""
         small = middle = large = 0

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from inaccfs.kvm.memory import WritableBuffer, address_of, resident, resident_at
 from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.syscalls import last_error
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -165,5 +166,4 @@ def _discard(address: int, size: int) -> None:
     for advice in (mmap.MADV_REMOVE, mmap.MADV_DONTNEED):
         if not _libc.madvise(address, size, advice):
             return
-    number = ctypes.get_errno()
-    raise OSError(number, os.strerror(number))
+    raise last_error()

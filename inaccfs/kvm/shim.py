@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Unpack
 
-    # Takes the first page, the page after the last, and with `with_kinds` the kinds.
+    # Takes the first page, the page after the last, and what `ShimCallbacks` adds.
     Callback: TypeAlias = Callable[..., object]
 
 
@@ -155,6 +155,7 @@ class ShimCallbacks(TypedDict, total=False):
     error: Callback | None
     with_frames: bool
     with_kinds: bool
+    with_zaps: bool
 
 
 class ShimRun(Protocol):

@@ -56,6 +56,11 @@ def level_of_order(order: int) -> int:
     return min(PG_LEVEL_4K + order // TABLE_SHIFT, PG_LEVEL_1G)
 
 
+def order_of_level(level: int) -> int:
+    """The order of a folio that is as large as a mapping of *level*."""
+    return TABLE_SHIFT * (level - 1)
+
+
 class Spte(NamedTuple):
     """A gfn's entry in the secondary MMU."""
 

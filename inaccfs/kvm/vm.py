@@ -25,7 +25,6 @@ from inaccfs.kvm.vcpu import Vcpu
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
-    from types import TracebackType
     from typing import Literal, Self, TypeAlias
 
     from inaccfs.kvm.arch import Arch
@@ -289,15 +288,15 @@ class VM:
             double = self.double_allocated()
         except OSError:
             double = None
-        counters, mapped, shared, in_progress = self._mmu.snapshot()
-        counted = asdict(counters)
+        now = self._mmu.snapshot()
+        counted = asdict(now.counters)
         for name in ("installed", "zapped"):
             counted[name] = ByLevel(*counted[name])
         return Stats(
             **counted,
-            mapped=mapped,
-            mapped_shared=shared,
-            in_progress=in_progress,
+            mapped=now.mapped,
+            mapped_shared=now.mapped_shared,
+            in_progress=now.in_progress,
             double_allocated=double,
         )
 
@@ -383,12 +382,7 @@ class VM:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

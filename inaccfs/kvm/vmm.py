@@ -134,8 +134,7 @@ def discard_private(
     """Punch the gfns from *start* to *end* out of the slot's file."""
     assert slot.backing is not None
     offset, size = slot.pgoff(start) << PAGE_SHIFT, (end - start) << PAGE_SHIFT
-    mode = PUNCH
-    fallocate(slot.backing.fd, mode, offset, size)
+    fallocate(slot.backing.fd, PUNCH, offset, size)
 
 
 def discard_shared(slot: MemorySlot, start: int, end: int) -> None:

@@ -81,11 +81,22 @@ class World:
         # half is for the windows.
         self._file_pages: Final = FILE_PAGES // (2 if semantics.exclusive else 1)
         self.handle: Final = shim.file(fd)
-        # Whether files can be frozen; and the errnos of changes that are refused
-        # because of that, or because files consist of huge pages.
+        # Whether files can be frozen; the granule of fallocate, in pages; and whether
+        # pages that become shared in place are filled with zeros.
         self.freezes: Final = semantics.frozen != "unknown"
-        self.refusals: Final = (errno.EPERM,) * self.freezes + (
-            (errno.EINVAL, errno.EAGAIN) if semantics.granule == "huge page" else ()
+        self._granule: Final = 512 if semantics.granule == "huge page" else 1
+        self._zeroes: Final = semantics.content == "zeroed"
+        # The errnos of changes that may be refused.
+        self.refusals: Final = tuple(
+            number
+            for number, refuses in (
+                (errno.EPERM, self.freezes),
+                # If the VM has the attributes, a conversion punches part of a granule.
+                (errno.EINVAL, self._granule > 1),
+                (errno.EAGAIN, semantics.pinned_punch == "refused"),
+                (errno.EOPNOTSUPP, semantics.content == "refused"),
+            )
+            if refuses
         )
         # A thread that punched a page that it had locked would wait for itself.
         self._punches_faults: Final = not semantics.locks_pages
@@ -200,16 +211,13 @@ class World:
     def convert(self, window: Window, index: int, pages: int, *, private: bool) -> bool:
         """Convert pages of a slot; False if it was deleted.
 
-        In place no content is lost, and it may fail with EAGAIN: a fault has a
-        reference.
+        In place it may fail with EAGAIN: a fault has a reference.
         """
         with self._lock:
             if window not in self.windows:
                 return False
             if self.vm.in_place:
-                gpa, size = window.gpa(index), pages << PAGE_SHIFT
-                with suppress(BlockingIOError, Refused), self._refusable():
-                    self.vmm.convert(gpa, size, private=private)
+                self._convert_in_place(window, index, pages, private=private)
                 return True
             lost = (window.shared if private else window.private)[index:][:pages]
             with (
@@ -222,8 +230,33 @@ class World:
                 )
         return True
 
+    def _convert_in_place(
+        self, window: Window, index: int, pages: int, *, private: bool
+    ) -> None:
+        """Convert pages of the file. Content is lost only if they are zeroed.
+
+        With the lock, so no other thread converts these pages: devices convert without
+        it, but other pages.
+        """
+        first = window.base_gfn + index
+        zeroes = (
+            self._zeroes
+            and not private
+            and any(self.vm.is_private(gfn) for gfn in range(first, first + pages))
+        )
+        lost = window.private[index : index + pages] if zeroes else ()
+        with (
+            suppress(BlockingIOError, Refused),
+            self._clearing(window, index, lost),
+            self._refusable(),
+        ):
+            self.vmm.convert(window.gpa(index), pages << PAGE_SHIFT, private=private)
+
     def punch(self, window: Window, index: int, pages: int) -> None:
         """Punch pages of a window out of the file."""
+        index, pages = self._whole(window, index, pages)
+        if not pages:
+            return
         offset = (window.pgoff + index) << PAGE_SHIFT
         cells = window.private[index : index + pages]
         with (
@@ -232,6 +265,17 @@ class World:
             self._refusable(),
         ):
             fallocate(self.fd, PUNCH, offset, pages << PAGE_SHIFT)
+
+    def _whole(self, window: Window, index: int, pages: int) -> tuple[int, int]:
+        """The index and number of pages, widened to whole granules in the window.
+
+        The number may be 0: a window may have only parts of huge pages.
+        """
+        size, begin = self._granule, window.pgoff
+        first = max((begin + index) // size, -(-begin // size)) * size
+        end = -(-(begin + index + pages) // size) * size
+        end = min(end, (begin + window.pages) // size * size)
+        return first - begin, max(end - first, 0)
 
     @contextmanager
     def _refusable(self) -> Iterator[None]:
@@ -244,6 +288,9 @@ class World:
 
     def allocate(self, window: Window, index: int, pages: int) -> None:
         """Allocate pages of a window."""
+        index, pages = self._whole(window, index, pages)
+        if not pages:
+            return
         offset = (window.pgoff + index) << PAGE_SHIFT
         with suppress(Refused), self._refusable():
             fallocate(self.fd, FALLOC_FL_KEEP_SIZE, offset, pages << PAGE_SHIFT)

@@ -47,8 +47,8 @@ _ADVICE: Final = {
 }
 
 
-def _seek(offset: int, whence: int) -> Callable[[Subject], str]:
-    return lambda it: f"ok {os.lseek(it.fd, offset, whence)}"
+def _seek(whence: int) -> Callable[[Subject], str]:
+    return lambda it: f"ok {os.lseek(it.fd, 0, whence)}"
 
 
 def _ioctl(command: int) -> Callable[[Subject], str]:
@@ -101,11 +101,11 @@ ROWS: Final = [
     *rows(
         "seek",
         {
-            "lseek SEEK_SET": _seek(0, os.SEEK_SET),
-            "lseek SEEK_CUR": _seek(0, os.SEEK_CUR),
-            "lseek SEEK_END": _seek(0, os.SEEK_END),
-            "lseek SEEK_DATA": _seek(0, os.SEEK_DATA),
-            "lseek SEEK_HOLE": _seek(0, os.SEEK_HOLE),
+            "lseek SEEK_SET": _seek(os.SEEK_SET),
+            "lseek SEEK_CUR": _seek(os.SEEK_CUR),
+            "lseek SEEK_END": _seek(os.SEEK_END),
+            "lseek SEEK_DATA": _seek(os.SEEK_DATA),
+            "lseek SEEK_HOLE": _seek(os.SEEK_HOLE),
         },
     ),
     *rows(

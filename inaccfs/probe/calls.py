@@ -13,6 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.probe.outcomes import NotHere
+from inaccfs.syscalls import last_error
 
 if TYPE_CHECKING:
     _Type = ctypes._SimpleCData[Any]
@@ -78,8 +79,7 @@ def _function(
 def checked(result: int) -> int:
     """Return the *result* of a call; raise errno if it is negative."""
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise last_error()
     return result
 
 

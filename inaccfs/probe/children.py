@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from inaccfs import syscalls
+from inaccfs.children import starting
 from inaccfs.probe import outcomes
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Child:
     def __init__(self, work: Callable[[Say], str], limit: float) -> None:
         """Fork. Call `ending` or `kill`."""
         self._reader, writer = os.pipe2(os.O_CLOEXEC)
-        self._pid: Final = os.fork()
+        with starting("the child for a row"):
+            self._pid: Final = os.fork()
         if self._pid == 0:
             _be_child(work, writer)
         os.close(writer)

@@ -220,10 +220,8 @@ def _userfaultfd(subject: Subject, address: int) -> str:
     return "ok, UFFDIO_COPY ok"
 
 
-# include/uapi/linux/udmabuf.h, and memfd.h
+# include/uapi/linux/udmabuf.h
 _UDMABUF_CREATE: Final = 0x40187542
-_F_ADD_SEALS: Final = 1033
-_F_SEAL_SHRINK: Final = 2
 
 
 def _udmabuf(subject: Subject) -> None:
@@ -234,7 +232,7 @@ def _udmabuf(subject: Subject) -> None:
         raise NotHere(f"no /dev/udmabuf, {errno_name(exc)}") from exc
     # A memfd without this seal gets EINVAL. A file that takes no seals is tried anyway.
     with suppress(OSError):
-        fcntl.fcntl(subject.fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
+        fcntl.fcntl(subject.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     # struct udmabuf_create: memfd, flags, offset, size
     fcntl.ioctl(
         device, _UDMABUF_CREATE, struct.pack("=IIQQ", subject.fd, 0, 0, subject.unit)

@@ -26,9 +26,6 @@ _F_SEALS: Final = {
     "F_SEAL_EXEC": 0x20,
     "F_SEAL_SEAL": 0x01,
 }
-_F_ADD_SEALS: Final = 1033
-_F_GET_SEALS: Final = 1034
-_F_OFD_SETLK: Final = 37
 
 _XATTR: Final = "user.inaccfs-probe"
 
@@ -103,13 +100,13 @@ def _execve(subject: Subject) -> None:
 
 def _add_seal(seal: int) -> Callable[[Subject], None]:
     def call(subject: Subject) -> None:
-        fcntl.fcntl(subject.fd, _F_ADD_SEALS, seal)
+        fcntl.fcntl(subject.fd, fcntl.F_ADD_SEALS, seal)
 
     return call
 
 
 def _get_seals(subject: Subject) -> str:
-    return f"ok {fcntl.fcntl(subject.fd, _F_GET_SEALS):#x}"
+    return f"ok {fcntl.fcntl(subject.fd, fcntl.F_GET_SEALS):#x}"
 
 
 def _lease(kind: int) -> Callable[[Subject], None]:
@@ -128,7 +125,7 @@ def _record_lock(subject: Subject) -> None:
 def _description_lock(subject: Subject) -> None:
     # struct flock: l_type, l_whence, l_start, l_len, l_pid
     lock = struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    fcntl.fcntl(subject.fd, _F_OFD_SETLK, lock)
+    fcntl.fcntl(subject.fd, fcntl.F_OFD_SETLK, lock)
 
 
 # --- sync -----------------------------------------------------------------------------

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
-import os
 import struct
 from dataclasses import dataclass
 from typing import Final
 
 from inaccfs import uring
+from inaccfs.errnos import os_error
 from inaccfs.probe import calls
 from inaccfs.probe.outcomes import NotHere, errno_name
 
@@ -86,7 +86,7 @@ class Ring:
         uring.enter(self._fd, 1, 1, uring.ENTER_GETEVENTS)
         _, result, _ = _cqe.unpack_from(rings, cqes)
         if result < 0:
-            raise OSError(-result, os.strerror(-result))
+            raise os_error(-result)
         return int(result)
 
     def register_buffer(self, address: int, length: int) -> None:
@@ -135,5 +135,5 @@ def aio(opcode: int, fd: int, address: int, length: int) -> int:
     )
     _, _, result, _ = _io_event.unpack(event.raw)
     if result < 0:
-        raise OSError(-result, os.strerror(-result))
+        raise os_error(-result)
     return int(result)

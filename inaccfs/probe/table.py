@@ -49,10 +49,9 @@ class Result(NamedTuple):
 
 def try_all(
     targets: Sequence[Target],
-    rows: Sequence[Row] = ROWS,
     step: Callable[[], object] = lambda: None,
 ) -> list[Result]:
-    """Try *rows* on each of one or two targets; call *step* before each.
+    """Try all rows on each of one or two targets; call *step* before each.
 
     Raises:
         ProbeError: a target cannot make files any more.
@@ -61,10 +60,10 @@ def try_all(
     columns: list[list[str]] = []
     for target in targets:
         columns.append([])
-        for row in rows:
+        for row in ROWS:
             step()
             columns[-1].append(attempts.attempt(target, row))
     return [
         Result(row, list(found))
-        for row, found in zip(rows, zip(*columns, strict=True), strict=True)
+        for row, found in zip(ROWS, zip(*columns, strict=True), strict=True)
     ]

@@ -25,7 +25,7 @@ UNITS: Final = 4
 ALLOCATED_UNITS: Final = 2
 
 KEEP_SIZE: Final = syscalls.FALLOC_FL_KEEP_SIZE
-PUNCH: Final = syscalls.FALLOC_FL_PUNCH_HOLE | KEEP_SIZE
+PUNCH: Final = syscalls.PUNCH
 
 # include/uapi/linux/kvm.h
 _KVM_CREATE_VM: Final = 0xAE01

@@ -7,6 +7,7 @@ import os
 import struct
 from typing import Final
 
+from inaccfs.errnos import os_error
 from inaccfs.probe import rings
 from inaccfs.probe.attempts import Subject, in_bytes, rows
 from inaccfs.probe.reading import BYTES, aio, io_uring
@@ -85,7 +86,7 @@ def _dedupe(subject: Subject) -> str:
     fcntl.ioctl(source, _FIDEDUPERANGE, answer)
     deduped, status = struct.unpack_from("=Qi", answer, 40)
     if status < 0:
-        raise OSError(-status, os.strerror(-status))
+        raise os_error(-status)
     return in_bytes(deduped)
 
 

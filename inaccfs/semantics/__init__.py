@@ -8,7 +8,8 @@
 with `inaccfs mount --semantics ./mine.py:BeforeRules MOUNTPOINT`.
 """
 
-from inaccfs.semantics.catalogue import VERSIONS
+from typing import Final
+
 from inaccfs.semantics.proposals import (
     GuestMemfd72,
     HugetlbRfc,
@@ -57,3 +58,25 @@ __all__ = [
     "WriteV7",
     "refused",
 ]
+
+VERSIONS: Final[tuple[type[Semantics], ...]] = (
+    V7,
+    V8,
+    V8AsPosted,
+    V9,
+    V10,
+    Bind,
+    GuestMemfd68,
+    GuestMemfd612,
+    GuestMemfd,
+    GuestMemfdMmap,
+    GuestMemfdShared,
+    WriteV7,
+    GuestMemfd72,
+    InPlaceV8,
+    InPlaceNext,
+    HugetlbRfc,
+    MigratableRfc,
+    LiveUpdate,
+)
+"""In the order of history."""

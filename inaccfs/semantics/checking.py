@@ -35,6 +35,7 @@ from inaccfs.semantics.rules import (
     Semantics,
     refused,
 )
+from inaccfs.userfiles import in_a_line, type_name
 from inaccfs.words import nearest
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ _CHECKS: Final = ("check_size", "check_fallocate")
 _BEFORE: Final = (None, INVALIDATE, INVALIDATE_START)
 _AFTER: Final = (None, INVALIDATE, INVALIDATE_END, POPULATE)
 
-# An exception of a user's class could answer these two otherwise, or raise.
-_name: Final[Callable[[type], str]] = type.__dict__["__name__"].__get__
+# An exception of a user's class could answer this otherwise, or raise.
 _errno: Final[Callable[[OSError], object]] = OSError.__dict__["errno"].__get__
 
 
@@ -162,17 +162,6 @@ def _function(made: Semantics, method: str) -> object:
     return getattr(found, "__func__", found)
 
 
-def in_a_line(exc: BaseException) -> str:
-    """An exception's type, and the first line of its text."""
-    name = _name(type(exc))
-    try:
-        text = exc.msg if isinstance(exc, SyntaxError) else str(exc)
-        first = next(iter(text.splitlines()), "")
-    except BaseException:
-        return name
-    return f"{name}: {first}" if first else name
-
-
 def _asked(called: str, ask: Callable[[], _T]) -> _T:
     """Call the user's code; its exceptions become `OptionError`."""
     try:
@@ -198,7 +187,7 @@ def _guarded(check: Callable[..., None], called: str) -> Callable[..., None]:
             # The kernel would drop the reply, and the caller would hang.
             if not errnos.is_errno(number):
                 raise RuntimeError(
-                    f"{called} raises {_name(type(exc))} without an errno: use "
+                    f"{called} raises {type_name(type(exc))} without an errno: use "
                     "refused(number)"
                 ) from exc
             raise refused(number) from exc
@@ -206,7 +195,7 @@ def _guarded(check: Callable[..., None], called: str) -> Callable[..., None]:
             raise
         except BaseException as exc:
             # SystemExit and its like would end the loop, and the mount with it.
-            raise RuntimeError(f"{called} raises {_name(type(exc))}") from exc
+            raise RuntimeError(f"{called} raises {type_name(type(exc))}") from exc
 
     return guarded
 

@@ -165,11 +165,14 @@ class Buffers:
         address = mmcalls.mmap(fd, first * size, (stop - first) * size)
         base = address - first * size
         try:
-            for start, end in spans((one.first, one.stop) for one in pieces):
+            for start, end in spans([(one.first, one.stop) for one in pieces]):
                 mmcalls.populate(base + start * size, (end - start) * size)
             yield Window(pieces, fd, base)
         finally:
-            _mappings.release([(address, (stop - first) * size)])
+            try:
+                mmcalls.munmap(address, (stop - first) * size)
+            except OSError:
+                _mappings.release([(address, (stop - first) * size)])
 
     def pin(self, window: Window) -> list[int | None]:
         """Pin a mapped window: a token for each piece that needs and gets a buffer."""

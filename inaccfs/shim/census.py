@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import trio
 
 from inaccfs.backing.root import open_to_read
+from inaccfs.shim.loop import TRIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ class Census:
             async with self._lock:
                 if self._found is None or self._ended < wanted:
                     self._begun += 1
-                    self._found = await trio.to_thread.run_sync(
+                    self._found = await TRIO.in_thread(
                         self._count, limiter=self._thread
                     )
                     self._ended = self._begun

@@ -8,14 +8,14 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import mmcalls
-from inaccfs.shim.holes import first_hole
+from inaccfs.errnos import os_error
+from inaccfs.shim.holes import first_hole, first_outside
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from inaccfs.shim.filestate import FileState
-    from inaccfs.shim.superblock import Superblock
 
 PIECE_BYTES: Final = 256 << 10
 """How much is read or written at once. It takes some 50 µs of the loop."""
@@ -40,7 +40,7 @@ def write(file: FileState, offset: int, data: bytes) -> None:
         if exc.errno != errno.EINVAL or file.page_size == mmap.PAGESIZE:
             raise
     else:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise os_error(errno.ENOSPC)
     start = offset // file.page_size * file.page_size
     end = -(-(offset + len(data)) // file.page_size) * file.page_size
     with mmap.mmap(file.fd, end - start, offset=start) as mapped:
@@ -49,29 +49,20 @@ def write(file: FileState, offset: int, data: bytes) -> None:
 
 def first_present(file: FileState, start: int, end: int) -> int | None:
     """The first page from *start* to *end* that has memory, if there is one."""
-    page, until = file.page_size, end
+    page = file.page_size
 
     def is_empty(first: int, stop: int) -> bool:
         return not mmcalls.pages_there(file.fd, first * page, (stop - first) * page)
 
     try:
-        if is_empty(start, end):
-            return None
-        while until - start > 1:
-            middle = (start + until) // 2
-            if is_empty(start, middle):
-                start = middle
-            else:
-                until = middle
+        return first_outside(is_empty, start, end)
     except OSError as exc:
-        # A hugetlbfs, or a kernel before 6.5: pages that nobody has written to may be
-        # missed.
-        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+        if not mmcalls.cannot_count(exc):
             raise
-        for offset, _ in _data(file, start * page, end * page):
-            return offset // page
-        return None
-    return start
+    # What nobody has written may be missed.
+    for offset, _ in _data(file, start * page, end * page):
+        return offset // page
+    return None
 
 
 def first_hole_of(file: FileState, start: int, end: int) -> int | None:
@@ -82,9 +73,9 @@ def first_hole_of(file: FileState, start: int, end: int) -> int | None:
     return first_hole(file.fd, file.page_size, start, end, memory.frames.known)
 
 
-async def clear(superblock: Superblock, file: FileState, start: int, end: int) -> None:
-    """Fill those of these pages with zeros that have memory."""
-    slices = Slices(superblock.loop)
+async def clear(file: FileState, start: int, end: int) -> None:
+    """Fill what has memory of these pages with zeros. The cost grows with the data."""
+    slices = Slices(file.superblock.loop)
     for offset, stop in _data(file, start * file.page_size, end * file.page_size):
         for at in range(offset, stop, PIECE_BYTES):
             length = min(PIECE_BYTES, stop - at)

@@ -13,9 +13,10 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errors import PageError, PinnedError
+from inaccfs.semantics import refused
 from inaccfs.semantics.attributes import BOTH, PRIVATE, SHARED
 from inaccfs.shim import content
-from inaccfs.shim.order import Changed, drive, in_order
+from inaccfs.shim.order import Changed, drive_locked, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from inaccfs.shim.call import Conversion
     from inaccfs.shim.filestate import FileState
     from inaccfs.shim.order import Steps
-    from inaccfs.shim.superblock import Superblock
 
 
-async def convert(superblock: Superblock, file: FileState, call: Conversion) -> None:
+async def convert(file: FileState, call: Conversion) -> None:
     """Make pages private or shared, and report it to the notifiers.
 
-    It continues to its end even if the task is cancelled because the peer that asked
-    for it has disconnected: by then other peers may have got a start.
+    What is converted as a whole is so even if the task is cancelled, because the peer
+    that asked for it has disconnected: others may have got a start by then. Between two
+    such parts it ends.
 
     Raises:
         OSError: EOPNOTSUPP where attributes are not kept in the file, or present pages
@@ -42,17 +43,14 @@ async def convert(superblock: Superblock, file: FileState, call: Conversion) -> 
     """
     began = monotonic_ns() if file.trace.listeners else 0
     try:
-        _check(superblock, file, call)
-        running = _Running(superblock, file)
-        with superblock.loop.shield():
-            refusal = await drive(
-                *(running.steps(call), file.notifiers, running.change),
-                whole_call=True,
-                cause=began,
-                begin=partial(running.look, call),
-            )
+        _check(file, call)
+        refusal = await _Running(file, began).run(call)
     except Exception as exc:
         _trace(file, call, exc, began)
+        raise
+    except BaseException:
+        # It is cancelled: what has been converted by then stays.
+        _trace(file, call, refused(errno.EINTR), began)
         raise
     _trace(file, call, refusal, began)
     if refusal is not None:
@@ -80,8 +78,9 @@ def check_range(file: FileState, start: int, end: int) -> None:
         )
 
 
-def _check(superblock: Superblock, file: FileState, call: Conversion) -> None:
+def _check(file: FileState, call: Conversion) -> None:
     """The checks that need no lock."""
+    superblock = file.superblock
     if not superblock.converts:
         kept = superblock.semantics.attributes
         raise OSError(
@@ -97,17 +96,42 @@ def _check(superblock: Superblock, file: FileState, call: Conversion) -> None:
 class _Running:
     """A conversion in progress."""
 
-    def __init__(self, superblock: Superblock, file: FileState) -> None:
-        self._superblock: Final = superblock
+    def __init__(self, file: FileState, began: int) -> None:
+        """*began* is for traces."""
         self._file: Final = file
-        # The part that `change` converts next.
+        self._superblock: Final = file.superblock
+        self._began: Final = began
+        # What `_change` has to convert.
         self._part: Conversion
-        # The page that `look` has found, if it was to look.
+        # The page that `_look` has found, if it was to look.
         self._looked = False
         self._found: int | None = None
 
-    async def look(self, call: Conversion) -> None:
-        """Look for references to all pages, if that may take long.
+    async def run(self, call: Conversion) -> Exception | None:
+        """Convert all parts, one after the other; return why one was refused."""
+        loop, notifiers = self._superblock.loop, self._file.notifiers
+        async with notifiers.fixed():
+            with loop.shield():
+                await self._look(call)
+            # It may have been frozen while this waited for the lock.
+            self._file.check_frozen()
+            if self._is_done(call):
+                # The whole range is as wanted: no event is sent.
+                return None
+            for part in self._parts(call):
+                await loop.check_cancelled()
+                self._part = part
+                steps = self._steps(part)
+                with loop.shield():
+                    refusal = await drive_locked(
+                        steps, notifiers, self._change, cause=self._began
+                    )
+                if refusal is not None:
+                    return refusal
+        return None
+
+    async def _look(self, call: Conversion) -> None:
+        """Look for references to all pages, where that may take long.
 
         By the rule `get_waits` no reference is taken meanwhile; without it, get-pfn may
         take some at any time.
@@ -133,28 +157,23 @@ class _Running:
                 return page
         return await find(call.start, call.end)
 
-    def steps(self, call: Conversion) -> Steps:
-        """The steps of all parts. Take them with the notifier list locked."""
+    def _steps(self, part: Conversion) -> Steps:
+        """The steps of one part. To be taken with the notifier list locked."""
         rules = self._superblock.semantics
-        if self._is_done(call):
-            # The whole range already has the attribute: send no event.
-            return None
-        frames = list if rules.tells_frames else None
-        for part in self._parts(call):
-            self._part = part
-            # Found before the change, and used for the end event, too.
-            kinds = self._kinds(part)
-            refusal = yield from in_order(
-                self._superblock.plans[part.kind],
-                *self._superblock.around(part.start, part.end),
-                frames,
-                check=lambda part=part: self._check_part(part),  # type: ignore[misc]
-                kinds=lambda kinds=kinds: kinds,  # type: ignore[misc]
-                change_last=rules.stored == "after the end",
-            )
-            if refusal is not None:
-                return refusal
-        return None
+        # Found before the change, for the end as well.
+        kinds = self._kinds(part)
+        exact = part.start, part.end
+        around = self._superblock.around(*exact)
+        return in_order(
+            self._superblock.plans[part.kind],
+            *around,
+            list if rules.tells_frames else None,
+            check=partial(self._check_part, part),
+            kinds=lambda start, end: kinds,
+            # A huge page is locked as a whole, but only converted pages are zapped.
+            zaps=None if around == exact else exact,
+            change_last=rules.stored == "after the end",
+        )
 
     def _is_done(self, call: Conversion) -> bool:
         """Whether all pages already have the attribute."""
@@ -229,12 +248,12 @@ class _Running:
             page = find(part.start, part.end, pins_only=True)
         return find(part.start, part.end) if page is None else page
 
-    async def change(self) -> Changed:
+    async def _change(self) -> Changed:
         """Convert the next part."""
         file, part = self._file, self._part
         await file.turn.wait()
         if self._superblock.semantics.content == "zeroed" and not part.private:
             with file.turn.take():
-                await content.clear(self._superblock, file, part.start, part.end)
+                await content.clear(file, part.start, part.end)
         file.attributes.set(part.start, part.end, private=part.private)
         return Changed()

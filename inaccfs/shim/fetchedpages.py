@@ -11,9 +11,11 @@ from inaccfs.errors import PinnedError
 from inaccfs.shim.call import Kind
 from inaccfs.shim.frames import Extent, Punched, in_pieces
 from inaccfs.shim.locks import PageLocks
+from inaccfs.shim.memory import Pinner
 from inaccfs.shim.moved import Moved
 from inaccfs.shim.order import Changed, in_order
 from inaccfs.shim.poison import Poisoned
+from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     from inaccfs.shim.order import Steps
     from inaccfs.shim.superblock import Superblock
     from inaccfs.shim.turn import Turn
-
-PAGES_A_STEP: Final = 512
-"""The number of pages whose references are counted in one step."""
 
 _INLINE_MARKS: Final = 8192
 """How many references may be looked at in the trio loop when pages are punched."""
@@ -66,7 +65,7 @@ class FetchedPages:
         self._superblock: Final = superblock
         # The fetched pages; None until the first one is fetched.
         self.memory: Memory | None = None
-        self._moved: Final = Moved(superblock, notifiers)
+        self._moved: Final = Moved(superblock, notifiers, self._kinds)
         # None where get-pfn leaves pages unlocked.
         self._locks: Final = (
             PageLocks(self._holders, superblock.ack_seconds, superblock.loop)
@@ -98,7 +97,9 @@ class FetchedPages:
             self.memory.frames.close()
 
     def _holders(self, start: int, end: int) -> list[Holder]:
-        return [] if self.memory is None else self.memory.holders_of(start, end)
+        """Who has some of these pages locked. A pin is a reference, and no lock."""
+        found = [] if self.memory is None else self.memory.holders_of(start, end)
+        return [one for one in found if not isinstance(one, Pinner)]
 
     def locked(self, start: int, end: int) -> AbstractAsyncContextManager[None]:
         """Lock these pages for a punch in an async with block, if the rules say so."""
@@ -127,7 +128,7 @@ class FetchedPages:
             *part.touched,
             frames,
             settle=settle,
-            kinds=partial(self._kinds, *part.touched),
+            kinds=self._kinds,
         )
         yield from self._moved.steps()
         return refusal

@@ -23,13 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from inaccfs.shim.loop import Event
-    from inaccfs.shim.superblock import Superblock
     from inaccfs.shim.trace import What
 
 log = logging.getLogger(__name__)
-
-INLINE_BYTES: Final = 4 << 20
-"""A range up to this is allocated or punched in the loop, in under a millisecond."""
 
 DONE: Final = Begun.DONE
 UNDER_WAY: Final = Begun.UNDER_WAY
@@ -44,12 +40,6 @@ class InaccessibleFile(FileState):
     """
 
     __slots__ = ()
-
-    def __init__(
-        self, fd: int, superblock: Superblock, *, writable: bool = True
-    ) -> None:
-        """Take an *fd* of the backing."""
-        super().__init__(fd, superblock, INLINE_BYTES, writable=writable)
 
     # --- fallocate ---------------------------------------------------------------
 
@@ -143,8 +133,8 @@ class InaccessibleFile(FileState):
         return over
 
     def _begin_punch(self, call: Call, hold: Callable[[], Done]) -> Begun:
-        """Begin a punch with events, or of fetched pages, without a task."""
-        superblock = self._superblock
+        """A punch that events report, or that removes fetched pages; without a task."""
+        superblock = self.superblock
         if (
             call.length > self.inline_bytes
             or self.turn.taken
@@ -190,7 +180,7 @@ class InaccessibleFile(FileState):
             self._tell(call, None)
 
     async def _finish(self, call: Call, interrupted: Event) -> None:
-        closed = self._superblock.closed
+        closed = self.superblock.closed
         if not await self.turn.wait_unless(interrupted):
             raise refused(errno.EINTR)
         self._count(call.mode)
@@ -199,7 +189,7 @@ class InaccessibleFile(FileState):
             try:
                 return await self._change(call, interrupted)
             except OSError as exc:
-                if not await self._superblock.more_space(exc, closed, interrupted):
+                if not await self.superblock.more_space(exc, closed, interrupted):
                     raise
                 return await self._change(call, interrupted)
 
@@ -232,14 +222,14 @@ class InaccessibleFile(FileState):
 
         Without events nobody can tell how long the list is locked.
         """
-        return self._superblock.whole_call and bool(self._superblock.plans[kind])
+        return self.superblock.whole_call and bool(self.superblock.plans[kind])
 
     async def _begin(self) -> None:
         self.check_frozen()
 
     async def _change(self, call: Call, interrupted: Event) -> Changed:
         """Let the backing allocate or punch. Raises `OSError`."""
-        superblock = self._superblock
+        superblock = self.superblock
         superblock.on_change(self.fd, call.offset, call.length)
         await self.turn.wait()
         # It may have been frozen since `begin`.
@@ -293,7 +283,7 @@ class InaccessibleFile(FileState):
     async def _set_size(
         self, current: int, size: int, *, by_path: bool, began: int
     ) -> None:
-        self._superblock.semantics.check_size(current, size, self.granule)
+        self.superblock.semantics.check_size(current, size, self.granule)
         self.check_frozen()
         # The page that contains the new end stays. The last page goes, even if it is
         # only a part of a page.
@@ -314,13 +304,13 @@ class InaccessibleFile(FileState):
             self._size_limit = 0
 
     async def _truncate(self, truncate: Callable[[], None]) -> None:
-        if os.fstat(self.fd).st_blocks * 512 <= INLINE_BYTES:
+        if os.fstat(self.fd).st_blocks * 512 <= self.inline_bytes:
             truncate()
             return
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
         with self.turn.take():
-            await self._superblock.loop.in_thread(
-                truncate, limiter=self._superblock.threads.changes
+            await self.superblock.loop.in_thread(
+                truncate, limiter=self.superblock.threads.changes
             )
 
     async def _shrink(
@@ -335,7 +325,7 @@ class InaccessibleFile(FileState):
         part = Part(pages, pages)
 
         async def change() -> Changed:
-            self._superblock.on_change(self.fd, size, current - size)
+            self.superblock.on_change(self.fd, size, current - size)
             await self.turn.wait()
             if not self._locks(Kind.PUNCH):
                 self.check_frozen()

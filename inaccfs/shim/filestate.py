@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from inaccfs.shim.superblock import Superblock
 
 
+INLINE_BYTES: Final = 4 << 20
+"""A range up to this is changed in the loop, in under a millisecond."""
+
+
 class FileState:
     """The state of one file; `InaccessibleFile` has the calls that change it."""
 
@@ -32,7 +36,6 @@ class FileState:
         "_fast_limit",
         "_headroom",
         "_size_limit",
-        "_superblock",
         "attributes",
         "fd",
         "frozen_by",
@@ -42,15 +45,16 @@ class FileState:
         "notifiers",
         "page_size",
         "pages",
+        "superblock",
         "trace",
         "turn",
         "writable",
     )
 
     def __init__(
-        self, fd: int, superblock: Superblock, inline_bytes: int, *, writable: bool
+        self, fd: int, superblock: Superblock, *, writable: bool = True
     ) -> None:
-        """Take an *fd* of the backing. Up to *inline_bytes* are changed in the loop."""
+        """Take an *fd* of the backing."""
         # An fd of the backing file. The caller of `__init__` closes it.
         self.fd = fd
         # Whether fd is open for writing. If not, only fstat(2) works.
@@ -58,17 +62,18 @@ class FileState:
         # A name, for people, of a file that has no name in the mount.
         self.label = ""
         self.page_size: Final = superblock.page_size
-        self._superblock: Final = superblock
+        self.superblock: Final = superblock
         # Looked up once: these are needed for every request.
         self._check_fallocate: Check = superblock.semantics.check_fallocate
         self.granule: Final = superblock.granule
         self._counters: Final = superblock.trace.counters
         self.trace: Final = FileTrace(superblock.trace, fd, superblock.page_size)
         self._headroom: Final = superblock.headroom
-        # A page may be so large that even one takes long.
-        self.inline_bytes: Final = inline_bytes if self.page_size <= inline_bytes else 0
-        # In bytes: calls up to this length may take the fast path, which checks neither
-        # notifiers, pages nor the turn; -1 if none may. See update_fast_path().
+        # So many bytes are changed in the loop. A page may be so large that even one
+        # takes long.
+        self.inline_bytes: Final = INLINE_BYTES if self.page_size <= INLINE_BYTES else 0
+        # In bytes: a call of this length or less may take the fast path, without a look
+        # at notifiers, pages or the turn; -1 for none. See update_fast_path().
         self._fast_limit = self.inline_bytes
         rules = superblock.semantics
         self.notifiers: Final = Notifiers(

@@ -20,73 +20,70 @@ if TYPE_CHECKING:
 
     from inaccfs.semantics.rules import Check
     from inaccfs.shim.filestate import FileState
-    from inaccfs.shim.superblock import Superblock
 
 
-async def freeze(superblock: Superblock, file: FileState, holder: Hashable) -> None:
-    """Freeze a file for *holder*, and wait for calls in progress.
+async def freeze(file: FileState, holder: Hashable) -> None:
+    """Freeze a file for *holder*, and wait for the calls that run already.
 
     Raises:
         OSError: EOPNOTSUPP in semantics without; EINVAL for a file without a size;
             EBUSY, *holder* has frozen it; EPERM, another has; EHWPOISON, a page is
             poisoned, and the file is not frozen then.
     """
-    _check_rule(superblock)
+    _check_rule(file)
     if file.frozen_by is not None:
         if file.frozen_by is holder:
             raise OSError(errno.EBUSY, "it is frozen already")
         raise OSError(errno.EPERM, "another peer has frozen it")
     if not os.fstat(file.fd).st_size:
         raise OSError(errno.EINVAL, "the file has no size yet")
-    _set(superblock, file, holder)
+    _set(file, holder)
     try:
         await file.notifiers.idle()
         await file.turn.wait()
     except BaseException:
-        release(superblock, file, holder)
+        release(file, holder)
         raise
     if file.pages.poisoned_count:
-        release(superblock, file, holder)
+        release(file, holder)
         raise OSError(EHWPOISON, "a page is poisoned: punch it first")
 
 
-def unfreeze(superblock: Superblock, file: FileState, holder: Hashable) -> None:
+def unfreeze(file: FileState, holder: Hashable) -> None:
     """Undo `freeze`.
 
     Raises:
         OSError: EOPNOTSUPP in semantics without; EINVAL, it is not frozen; EPERM,
             another has frozen it.
     """
-    _check_rule(superblock)
+    _check_rule(file)
     if file.frozen_by is None:
         raise OSError(errno.EINVAL, "it is not frozen")
     if file.frozen_by is not holder:
         raise OSError(errno.EPERM, "another peer has frozen it")
-    release(superblock, file, holder)
+    release(file, holder)
 
 
-def release(superblock: Superblock, file: FileState, holder: Hashable) -> None:
-    """Undo the freeze, if *holder* has frozen the file."""
+def release(file: FileState, holder: Hashable) -> None:
+    """*holder* has disconnected, or does not want the file frozen any more."""
     if file.frozen_by is holder:
-        _set(superblock, file, None)
+        _set(file, None)
 
 
-def _check_rule(superblock: Superblock) -> None:
-    if superblock.semantics.frozen == "unknown":
+def _check_rule(file: FileState) -> None:
+    if file.superblock.semantics.frozen == "unknown":
         raise OSError(
             errno.EOPNOTSUPP, "no file is frozen in these semantics (query-semantics)"
         )
 
 
-def _set(superblock: Superblock, file: FileState, holder: Hashable | None) -> None:
-    check = superblock.semantics.check_fallocate
+def _set(file: FileState, holder: Hashable | None) -> None:
+    rules = file.superblock.semantics
+    check = rules.check_fallocate
     if holder is not None:
-        check = partial(_refuse, None if _first(superblock) else check)
+        first = rules.frozen == "before the checks"
+        check = partial(_refuse, None if first else check)
     file.set_frozen(holder, check)
-
-
-def _first(superblock: Superblock) -> bool:
-    return superblock.semantics.frozen == "before the checks"
 
 
 def _refuse(check: Check | None, *arguments: int) -> None:

@@ -38,8 +38,7 @@ def first_hole(
     try:
         return _by_count(fd, page_size, start, end)
     except OSError as exc:
-        # A hugetlbfs, or a kernel before 6.5.
-        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+        if not mmcalls.cannot_count(exc):
             raise
     unknown = (page for page in range(start, end) if known(page, page + 1) is None)
     return next((page for page in unknown if _is_hole(fd, page_size, page)), None)
@@ -51,12 +50,22 @@ def _by_count(fd: int, page_size: int, start: int, end: int) -> int | None:
         there = mmcalls.pages_there(fd, first * page_size, length)
         return there >= stop - first
 
-    if is_full(start, end):
+    return first_outside(is_full, start, end)
+
+
+def first_outside(
+    has_all: Callable[[int, int], bool], start: int, end: int
+) -> int | None:
+    """The first page of [start, end) that is not in a set; None if all are.
+
+    *has_all* says of a range whether all its pages are in the set.
+    """
+    if has_all(start, end):
         return None
-    # [start, end) has a hole, and there is none before it.
+    # One of [start, end) is not, and all before it are.
     while end - start > 1:
         middle = (start + end) // 2
-        if is_full(start, middle):
+        if has_all(start, middle):
             start = middle
         else:
             end = middle
@@ -80,8 +89,7 @@ def _is_hole(fd: int, page_size: int, page: int) -> bool:
         raise
     if os.fstat(fd).st_blocks <= before or not _is_blank(fd, offset, page_size):
         return False
-    mode = syscalls.PUNCH
-    syscalls.fallocate(fd, mode, offset, page_size)
+    syscalls.fallocate(fd, syscalls.PUNCH, offset, page_size)
     return True
 
 

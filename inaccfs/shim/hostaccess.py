@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from inaccfs.errnos import EHWPOISON
 from inaccfs.errors import BusError
@@ -20,30 +20,21 @@ from inaccfs.shim.frames import Fetched, allocate
 if TYPE_CHECKING:
     from inaccfs.shim.filestate import FileState
     from inaccfs.shim.memory import Pinner
-    from inaccfs.shim.superblock import Superblock
 
 
-# How much is allocated in the loop.
-_INLINE_BYTES: Final = 4 << 20
-
-
-async def read_shared(
-    superblock: Superblock, file: FileState, offset: int, length: int
-) -> bytes:
+async def read_shared(file: FileState, offset: int, length: int) -> bytes:
     """Read shared memory through a mapping. In bytes.
 
     Raises:
         OSError: ENODEV, the file cannot be mapped; `BusError` in place of SIGBUS.
     """
-    await fault(superblock, file, *_pages(file, offset, length))
+    await fault(file, *_pages(file, offset, length))
     return content.read(file, offset, length)
 
 
-async def write_shared(
-    superblock: Superblock, file: FileState, offset: int, data: bytes
-) -> None:
+async def write_shared(file: FileState, offset: int, data: bytes) -> None:
     """Write to shared memory through a mapping; as `read_shared`."""
-    await fault(superblock, file, *_pages(file, offset, len(data)))
+    await fault(file, *_pages(file, offset, len(data)))
     content.write(file, offset, data)
 
 
@@ -51,7 +42,7 @@ def _pages(file: FileState, offset: int, length: int) -> tuple[int, int]:
     return offset // file.page_size, -(-(offset + length) // file.page_size)
 
 
-async def fault(superblock: Superblock, file: FileState, start: int, end: int) -> None:
+async def fault(file: FileState, start: int, end: int) -> None:
     """Fault pages of a mapping in: they are shared and have memory when this returns.
 
     It waits for punches and conversions, as for the invalidate_lock.
@@ -61,9 +52,29 @@ async def fault(superblock: Superblock, file: FileState, start: int, end: int) -
             is private or past the end, EHWPOISON for a poisoned one, EPERM for a hole
             of a frozen file, or the errno of the allocation.
     """
-    if superblock.semantics.mmap == "refused":
+    if file.superblock.semantics.mmap == "refused":
         raise OSError(errno.ENODEV, "files cannot be mapped in these semantics")
     await settle(file)
+    _check_shared(file, start, end)
+    superblock = file.superblock
+    low, high = superblock.around(start, end)
+    try:
+        if (high - low) * file.page_size <= file.inline_bytes:
+            fill(file, start, end)
+            return
+        with file.turn.take():
+            limiter = superblock.threads.changes
+            await superblock.loop.in_thread(fill, file, start, end, limiter=limiter)
+    except OSError as exc:
+        text = f"SIGBUS: no memory for page {start}: {exc.strerror}"
+        raise BusError(exc.errno or errno.EIO, text, start) from exc
+    # Meanwhile a conversion may have begun, which did not see the caller's references.
+    await settle(file)
+    _check_shared(file, start, end)
+
+
+def _check_shared(file: FileState, start: int, end: int) -> None:
+    """Raise `BusError` unless the file has these pages, and the host may use them."""
     try:
         check_range(file, start, end)
     except OSError as exc:
@@ -74,11 +85,6 @@ async def fault(superblock: Superblock, file: FileState, start: int, end: int) -
     bad = file.pages.poisoned_in(start, end)
     if bad is not None:
         raise BusError(EHWPOISON, f"SIGBUS: page {bad} is poisoned", bad)
-    try:
-        await fill_holes(superblock, file, start, end)
-    except OSError as exc:
-        text = f"SIGBUS: no memory for page {start}: {exc.strerror}"
-        raise BusError(exc.errno or errno.EIO, text, start) from exc
 
 
 async def settle(file: FileState) -> None:
@@ -88,24 +94,11 @@ async def settle(file: FileState) -> None:
         await file.turn.wait()
 
 
-async def fill_holes(
-    superblock: Superblock, file: FileState, start: int, end: int
-) -> None:
-    """As `fill`; if it takes long, in a thread and in a turn of the file."""
-    low, high = superblock.around(start, end)
-    if (high - low) * file.page_size <= _INLINE_BYTES:
-        fill(superblock, file, start, end)
-        return
-    with file.turn.take():
-        await superblock.loop.in_thread(
-            fill, superblock, file, start, end, limiter=superblock.threads.changes
-        )
-
-
-def fill(superblock: Superblock, file: FileState, start: int, end: int) -> None:
+def fill(file: FileState, start: int, end: int) -> None:
     """Fill the holes of some pages. Raises `OSError`, EPERM if the file is frozen."""
     if file.frozen_by is None:
-        # Memory is allocated in whole granules.
+        # Memory comes in whole granules.
+        superblock = file.superblock
         low, high = superblock.around(start, end)
         offset = low * file.page_size
         length = min(high * file.page_size, os.fstat(file.fd).st_size) - offset
@@ -117,7 +110,6 @@ def fill(superblock: Superblock, file: FileState, start: int, end: int) -> None:
 
 
 async def pin(
-    superblock: Superblock,
     file: FileState,
     pinner: Pinner,
     start: int,
@@ -132,13 +124,11 @@ async def pin(
     Raises:
         OSError: what `fault` raises, with EFAULT as get_user_pages() has it.
     """
-    await fault(superblock, file, start, end)
+    await fault(file, start, end)
     return await file.pages.get(pinner, start, end, most)
 
 
-async def write(
-    superblock: Superblock, file: FileState, offset: int, data: bytes
-) -> None:
+async def write(file: FileState, offset: int, data: bytes) -> None:
     """write(2) of whole shared pages, where that fills a file. In bytes.
 
     Raises:
@@ -146,7 +136,7 @@ async def write(
             unless the range is of whole pages inside the file; EPERM for a hole of a
             frozen file; ENOSPC.
     """
-    if superblock.semantics.population != "write":
+    if file.superblock.semantics.population != "write":
         raise refused(errno.ENODEV)
     end = offset + len(data)
     if (offset | len(data)) & (file.page_size - 1):
@@ -157,5 +147,5 @@ async def write(
     # The flag is granted to files that begin as shared.
     if file.attributes.first(start, stop, private=True) is not None:
         raise refused(errno.ENODEV)
-    fill(superblock, file, start, stop)
+    fill(file, start, stop)
     content.write(file, offset, data)

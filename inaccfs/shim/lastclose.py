@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING
 
 from inaccfs.shim.call import Kind, Part
@@ -11,20 +10,18 @@ from inaccfs.shim.moved import tell
 
 if TYPE_CHECKING:
     from inaccfs.shim.file import InaccessibleFile
-    from inaccfs.shim.superblock import Superblock
 
 log = logging.getLogger(__name__)
 
 
-async def abandoned(superblock: Superblock, file: InaccessibleFile) -> None:
+async def abandoned(file: InaccessibleFile) -> None:
     """Send the events of a punch of all pages, which stay. Never raises an Exception.
 
     The pages were marked before (`Pages.abandoned`), so that none is fetched again.
     """
     try:
-        pages = -(-os.fstat(file.fd).st_size // file.page_size)
         nothing = (0, 0)
-        steps = file.pages.steps(Part((0, pages), nothing), Kind.PUNCH)
-        await tell(superblock, file.notifiers, steps)
+        steps = file.pages.steps(Part((0, file.count), nothing), Kind.PUNCH)
+        await tell(file.superblock, file.notifiers, steps)
     except Exception:
         log.exception("bug in telling that a file was closed")

@@ -7,6 +7,7 @@ awaits.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, TypeVarTuple
 
 import trio
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     Wait: TypeAlias = Callable[[], Awaitable[None]]
+
+# At the limit of processes, such as TasksMax of systemd.
+_NO_THREAD: Final = "can't start new thread"
 
 _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
@@ -76,13 +80,20 @@ class Loop(Protocol):
     async def checkpoint(self) -> None:
         """Let other tasks run between slices of long work: `inaccfs.shim.slices`."""
 
+    async def check_cancelled(self) -> None:
+        """End here in a task that is cancelled; else let no other task run."""
+
     async def in_thread(
         self,
         call: Callable[[*_Args], _T],
         *args: *_Args,
         limiter: trio.CapacityLimiter,
     ) -> _T:
-        """Make a blocking call, and let other tasks run meanwhile."""
+        """Make a blocking call, and let other tasks run meanwhile.
+
+        Raises:
+            OSError: EAGAIN, no thread can be started; and whatever *call* raises.
+        """
 
 
 async def first_of(*waits: Wait) -> None:
@@ -128,7 +139,6 @@ class _Trio:
     parking_lot = trio.lowlevel.ParkingLot
     first_of = staticmethod(first_of)
     in_time = staticmethod(in_time)
-    in_thread = staticmethod(trio.to_thread.run_sync)
 
     def __init__(self) -> None:
         self._gate: Final = trio.Lock()
@@ -138,6 +148,23 @@ class _Trio:
         # waits for one slice, and not for as many as there are peers.
         async with self._gate:
             await trio.lowlevel.checkpoint()
+
+    async def check_cancelled(self) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def in_thread(
+        self,
+        call: Callable[[*_Args], _T],
+        *args: *_Args,
+        limiter: trio.CapacityLimiter,
+    ) -> _T:
+        try:
+            return await trio.to_thread.run_sync(call, *args, limiter=limiter)
+        except RuntimeError as exc:
+            # Of threading, which has no type of its own for that.
+            if str(exc) != _NO_THREAD:
+                raise
+            raise OSError(errno.EAGAIN, "no more threads are allowed") from exc
 
     def shield(self) -> trio.CancelScope:
         return trio.CancelScope(shield=True)

@@ -154,10 +154,11 @@ class Memory:
         Call it in the loop, after `frames.punch`, and after a `frames.fetch` that found
         moved pages.
         """
-        self._trace.counters.pages_moved += sum(one.count for one in punched.moved)
-        if self._trace.listeners:
-            for offset, _, count, _ in punched.moved:
-                self._trace.tell_pages("move", offset, offset + count)
+        if punched.moved:
+            self._trace.counters.pages_moved += sum(one.count for one in punched.moved)
+            if self._trace.listeners:
+                for offset, _, count, _ in punched.moved:
+                    self._trace.tell_pages("move", offset, offset + count)
         self._free(self.references.punched([*punched.removed, *punched.moved]))
         self._changed()
 

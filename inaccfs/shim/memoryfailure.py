@@ -83,9 +83,6 @@ class MemoryFailures:
         return memory
 
     def _steps(self, page: int) -> Steps:
-        def kinds() -> Kinds | None:
-            return self._kinds(page, page + 1)
-
-        yield from in_order(POISON_PLAN, page, page + 1, kinds=kinds)
+        yield from in_order(POISON_PLAN, page, page + 1, kinds=self._kinds)
         yield from self._moved.steps()
         return None

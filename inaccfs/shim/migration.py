@@ -6,6 +6,7 @@ Here a command asks for it, as compaction or move_pages(2) would ask the kernel.
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING
 
 from inaccfs.errors import PageError, PinnedError
@@ -15,25 +16,24 @@ from inaccfs.shim.frames import Punched
 from inaccfs.shim.order import Changed, drive, in_order
 
 if TYPE_CHECKING:
-    from inaccfs.semantics.attributes import Kinds
     from inaccfs.shim.filestate import FileState
-    from inaccfs.shim.superblock import Superblock
 
 
-async def migrate(
-    superblock: Superblock, file: FileState, start: int, end: int
-) -> None:
+async def migrate(file: FileState, start: int, end: int) -> None:
     """Move the fetched ones of these pages to other frames, within a bracket.
 
     Raises:
         OSError: EOPNOTSUPP in semantics without, for a private page, and where frames
-            are real; EINVAL for a range that is empty or ends past the end; EAGAIN
-            while a call has the file locked; `PinnedError`, EAGAIN after the start, if
-            a page has references; ENOMEM.
+            are real; EINVAL for a range that is empty or ends past the end; EPERM for a
+            frozen file, whose frames are on record; EAGAIN while a call has the file
+            locked; `PinnedError`, EAGAIN after the start, if a page has references;
+            ENOMEM.
     """
+    superblock = file.superblock
     if superblock.semantics.migration == "never":
         raise OSError(errno.EOPNOTSUPP, "pages do not migrate in these semantics")
     check_range(file, start, end)
+    file.check_frozen()
     page = file.attributes.first(start, end, private=True)
     if page is not None:
         raise PageError(errno.EOPNOTSUPP, f"page {page} is private: it stays", page)
@@ -51,9 +51,7 @@ async def migrate(
             memory.record(Punched([], memory.frames.move(start, end)))
         return Changed()
 
-    def kinds() -> Kinds | None:
-        return superblock.kinds(file.attributes, start, end)
-
+    kinds = partial(superblock.kinds, file.attributes)
     steps = in_order(superblock.plans[Kind.PUNCH], start, end, kinds=kinds)
     with superblock.loop.shield():
         refusal = await drive(steps, file.notifiers, change, whole_call=True)

@@ -10,8 +10,9 @@ from inaccfs.shim.notifiers import Notice
 from inaccfs.shim.order import drive, no_change
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from inaccfs.semantics.attributes import Kinds
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notifiers
     from inaccfs.shim.order import Steps
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
 class Moved:
     """Pages of one file that have moved, and that no event has reported yet."""
 
-    __slots__ = ("_noted", "_notifiers", "_superblock")
+    __slots__ = ("_kinds", "_noted", "_notifiers", "_superblock")
 
-    def __init__(self, superblock: Superblock, notifiers: Notifiers) -> None:
+    def __init__(
+        self,
+        superblock: Superblock,
+        notifiers: Notifiers,
+        kinds: Callable[[int, int], Kinds | None],
+    ) -> None:
+        """*kinds* finds the kinds of some pages, where events carry them."""
         self._superblock: Final = superblock
         self._notifiers: Final = notifiers
-        # The former places of the pages.
+        self._kinds: Final = kinds
+        # Where the pages had been.
         self._noted: list[Extent] = []
 
     def note(self, moved: Sequence[Extent]) -> None:
@@ -55,10 +63,11 @@ class Moved:
         while self._noted:
             start, end, frames = self._next()
             shown = frames if tells_frames else None
+            kinds = self._kinds(start, end)
             try:
                 for event in (plan.before, plan.after):
                     if event is not None:
-                        yield partial(Notice, event, start, end, shown)
+                        yield partial(Notice, event, start, end, shown, kinds)
             except GeneratorExit:
                 # Report these next time: some notifiers may not have got the event.
                 self._noted += frames

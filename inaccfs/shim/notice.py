@@ -21,6 +21,8 @@ class Notice(NamedTuple):
     frames: Sequence[Extent] | None = None
     # Which kinds of pages are concerned, if the rules have events carry that.
     kinds: Kinds | None = None
+    # The start and end of the pages to zap, if these are fewer than the event's.
+    zaps: tuple[int, int] | None = None
 
 
 class Notifier(Protocol):

@@ -365,7 +365,16 @@ class Notifiers:
 
     def _adapted(self, notifier: Notifier, notice: Notice) -> Notice:
         """The notice for *notifier*: its own pages, in its units."""
-        start, end = notice.start, notice.end
-        if self._clips and (bound := self._registered.get(notifier)) is not None:
-            start, end = max(start, bound[0]), min(end, bound[1])
-        return notice._replace(start=start * self._unit, end=end * self._unit)
+        bound = self._registered.get(notifier) if self._clips else None
+        start, end = self._shown(notice.start, notice.end, bound)
+        zaps = None if notice.zaps is None else self._shown(*notice.zaps, bound)
+        return notice._replace(start=start, end=end, zaps=zaps)
+
+    def _shown(
+        self, start: int, end: int, bound: tuple[int, int] | None
+    ) -> tuple[int, int]:
+        """The part of a range that is in *bound*, in units of events; may be empty."""
+        if bound is not None:
+            start = min(max(start, bound[0]), bound[1])
+            end = max(start, min(end, bound[1]))
+        return start * self._unit, end * self._unit

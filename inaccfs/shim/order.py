@@ -51,7 +51,8 @@ def in_order(
     *,
     check: Callable[[], None] | None = None,
     settle: Callable[[Changed], None] | None = None,
-    kinds: Callable[[], Kinds | None] = lambda: None,
+    kinds: Callable[[int, int], Kinds | None] = lambda start, end: None,
+    zaps: tuple[int, int] | None = None,
     change_last: bool = False,
 ) -> Steps:
     """The steps of one operation on pages from *start* to *end*.
@@ -60,10 +61,11 @@ def in_order(
     `OSError`; then no notifier gets an event. What it checks must still hold when the
     file is changed, so the driver must lock the notifier list for the whole call.
 
-    *frames* finds the frames that will be removed, if events report them; *kinds* finds
-    which kinds of pages are concerned, if events carry them. *settle* is called with
-    the result as soon as the file has been changed. With *change_last* the file is
-    changed after the last event, which is sent in any case.
+    *frames* finds the frames that are about to go, where events report them; *kinds*
+    finds the kinds of these pages, where events carry them. *zaps* is the start and end
+    of the pages to zap, if these are fewer.
+    *settle* is called with the result as soon as the file has been changed. With
+    *change_last* that is done after the last event, which is sent in any case.
     """
     if check is not None:
         try:
@@ -72,11 +74,16 @@ def in_order(
             return exc
     if (before := plan.before) is not None:
         yield lambda: Notice(
-            before, start, end, None if frames is None else frames(), kinds()
+            before,
+            start,
+            end,
+            None if frames is None else frames(),
+            kinds(start, end),
+            zaps,
         )
     if change_last and plan.after is not None:
         now = None if frames is None else frames()
-        yield partial(Notice, plan.after, start, end, now, kinds())
+        yield partial(Notice, plan.after, start, end, now, kinds(start, end), zaps)
     changed = yield None
     assert changed is not None
     if settle is not None:
@@ -85,7 +92,8 @@ def in_order(
         return changed.refusal
     if changed.refusal is None or plan.after_failure:
         removed = None if frames is None else changed.punched.removed
-        yield partial(Notice, plan.after, start, end, removed, kinds())
+        found = kinds(start, end)
+        yield partial(Notice, plan.after, start, end, removed, found, zaps)
     return changed.refusal
 
 
@@ -104,21 +112,35 @@ async def drive(
     the *whole_call*, *begin* is awaited first, under the lock.
     *cause* is for traces, see `inaccfs.shim.trace.Happened`.
     """
-
-    async def tell(make: Callable[[], Notice]) -> None:
-        await notifiers.tell(make(), cause)
-
     if whole_call:
         async with notifiers.fixed():
             if begin is not None:
                 await begin()
-            return await _take(steps, notifiers, change, tell)
+            return await drive_locked(steps, notifiers, change, cause=cause)
+
+    async def tell(make: Callable[[], Notice]) -> None:
+        await notifiers.tell(make(), cause)
 
     async def tell_in_turn(make: Callable[[], Notice]) -> None:
         async with notifiers.fixed():
             await tell(make)
 
     return await _take(steps, notifiers, change, tell_in_turn)
+
+
+async def drive_locked(
+    steps: Steps,
+    notifiers: Notifiers,
+    change: Callable[[], Awaitable[Changed]],
+    *,
+    cause: int = 0,
+) -> Exception | None:
+    """As `drive`, of a *whole_call* whose caller has locked the notifier list."""
+
+    async def tell(make: Callable[[], Notice]) -> None:
+        await notifiers.tell(make(), cause)
+
+    return await _take(steps, notifiers, change, tell)
 
 
 async def _take(

@@ -211,7 +211,7 @@ class PagemapFrames:
             for some in buffers.windows(pieces):
                 with buffers.mapped(self.fd, some) as window:
                     tokens += buffers.pin(window)
-                    for start, end in spans((one.start, one.end) for one in some):
+                    for start, end in spans([(one.start, one.end) for one in some]):
                         found.append((start, end, self._read(window.base, start, end)))
         except BaseException:
             buffers.release(tokens)

@@ -12,11 +12,12 @@ from inaccfs.shim.fetch import (
     fetch,
     fetch_now,
 )
-from inaccfs.shim.fetchedpages import PAGES_A_STEP, FetchedPages
+from inaccfs.shim.fetchedpages import FetchedPages
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import Extent, Fetched, Punched, in_pieces
 from inaccfs.shim.memory import Memory, Pinner
 from inaccfs.shim.memoryfailure import MemoryFailures
+from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class Pages(FetchedPages):
     def _guarded(self) -> bool:
         """Whether get-pfn may be refused for some pages."""
         return self._superblock.guards_pages or bool(self._poisoned)
+
+    def check_open(self) -> None:
+        """Raise `OSError`, EFAULT, if all users have closed the file."""
+        if self.abandoned:
+            raise OSError(errno.EFAULT, "the file has been closed by all its users")
 
     def set_frozen(self, *, frozen: bool) -> None:
         """Set whether the file is frozen, so that no hole may be filled."""
@@ -144,8 +150,7 @@ class Pages(FetchedPages):
         self, holder: Holder, start: int, end: int, most: int | None = None
     ) -> Fetched | None:
         """As `get`, at once; None if it would block the trio loop for too long."""
-        if self.abandoned:
-            raise OSError(errno.EFAULT, "the file has been closed by all its users")
+        self.check_open()
         if self._guarded:
             if (refusal := self._refusal(holder, start, end)) is not None:
                 raise refusal

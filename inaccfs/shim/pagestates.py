@@ -8,14 +8,14 @@ page adds a layer.
 
 from __future__ import annotations
 
-import errno
 import os
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from inaccfs.mmcalls import pages_there
+from inaccfs.mmcalls import cannot_count, pages_there
 from inaccfs.shim.frames import in_pieces
+from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
-    from inaccfs.shim.superblock import Superblock
 
     # A start, an end, and the members of `State` for the pages between these.
     Layer: TypeAlias = Sequence[tuple[int, int, dict[str, Any]]]
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 HOLE: Final = "hole"
 ALLOCATED: Final = "allocated"
 UNKNOWN: Final = "unknown"
-
-# How many pages' references are looked up in one step.
-_PAGES_A_STEP: Final = 512
 
 
 class State(NamedTuple):
@@ -63,7 +59,7 @@ class Run(NamedTuple):
 
 
 async def page_states(
-    file: InaccessibleFile, superblock: Superblock, start: int, most: int
+    file: InaccessibleFile, start: int, most: int
 ) -> tuple[list[Run], int | None]:
     """The first *most* runs from page *start* on, and where the next begins, if any.
 
@@ -73,8 +69,7 @@ async def page_states(
     Raises:
         OSError: there is no free fd for the file.
     """
-    page_size = file.page_size
-    end = -(-os.fstat(file.fd).st_size // page_size)
+    superblock, page_size, end = file.superblock, file.page_size, file.count
     if start >= end:
         return [], None
     # Use a duplicate: the file's own fd may be closed meanwhile, if fds run out.
@@ -96,7 +91,7 @@ async def page_states(
         (offset, offset + count, {"fetched": True, "order": order})
         for offset, _, count, order in extents
     ]
-    referenced, stop = await _referenced(file, superblock, extents, stop, most)
+    referenced, stop = await _referenced(file, extents, stop, most)
     if superblock.converts:
         attributes = _attributes(file, start, stop, most)
         stop = min(stop, attributes[-1][1])
@@ -118,8 +113,7 @@ def _memory(fd: int, page_size: int, start: int, end: int, most: int) -> Layer:
     try:
         found = memory_extents(fd, page_size, start, end, most)
     except OSError as exc:
-        # A hugetlbfs, or a kernel before 6.5.
-        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+        if not cannot_count(exc):
             raise
         blocks = os.fstat(fd).st_blocks
         found = [(start, end, UNKNOWN if blocks else HOLE)]
@@ -156,16 +150,12 @@ def memory_extents(
 
 
 async def _referenced(
-    file: InaccessibleFile,
-    superblock: Superblock,
-    extents: list[Extent],
-    stop: int,
-    most: int,
+    file: InaccessibleFile, extents: list[Extent], stop: int, most: int
 ) -> tuple[Layer, int]:
     """The referenced ones of the fetched pages, and where the list ends."""
     found: list[tuple[int, int, dict[str, Any]]] = []
-    slices = Slices(superblock.loop)
-    for piece in in_pieces(extents, _PAGES_A_STEP, file.page_size):
+    slices = Slices(file.superblock.loop)
+    for piece in in_pieces(extents, PAGES_A_STEP, file.page_size):
         if piece.offset >= stop or (memory := file.pages.memory) is None:
             break
         places = memory.references.places([piece])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from inaccfs.errnos import EHWPOISON
 from inaccfs.errors import PageError
@@ -15,11 +15,6 @@ from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from inaccfs.shim.filestate import FileState
-    from inaccfs.shim.superblock import Superblock
-
-
-# Pages up to this size are filled in the loop.
-_INLINE_BYTES: Final = 4 << 20
 
 
 class Source(NamedTuple):
@@ -31,7 +26,6 @@ class Source(NamedTuple):
 
 
 async def populate(
-    superblock: Superblock,
     file: FileState,
     start: int,
     end: int,
@@ -39,16 +33,18 @@ async def populate(
 ) -> int:
     """Fill private pages from *source*; without it, they have their content already.
 
-    Holes are filled with zeros first. Each page is filled separately, with the notifier
-    list locked. Returns how many pages were filled: fewer if a later one is refused.
+    Holes are filled with zeros first. Each page is filled separately, while no punch
+    or conversion runs. Returns how many pages were filled: fewer if a later one is
+    refused.
 
     Raises:
         OSError: for the first page: EOPNOTSUPP in semantics without; EINVAL for a range
             that is empty or ends past the end, for a shared page, and without a source
-            where one is needed; EFAULT for a page of the source that cannot be read;
-            EHWPOISON; EPERM for a hole of a frozen file; ENOSPC.
+            where one is needed; EFAULT for a page of the source that cannot be read,
+            and if all users have closed the file; EHWPOISON; EPERM for a hole of a
+            frozen file; ENOSPC.
     """
-    rule = superblock.semantics.population
+    rule = file.superblock.semantics.population
     if rule not in ("populate", "populate in place"):
         raise OSError(
             errno.EOPNOTSUPP,
@@ -60,11 +56,12 @@ async def populate(
             "content cannot be there already in these semantics: name a source",
         )
     check_range(file, start, end)
-    slices = Slices(superblock.loop)
+    file.pages.check_open()
+    slices = Slices(file.superblock.loop)
     for page in range(start, end):
         try:
             await settle(file)
-            await _populate_page(superblock, file, page, source, page - start)
+            await _populate_page(file, page, source, page - start)
         except OSError:
             if page == start:
                 raise
@@ -74,15 +71,14 @@ async def populate(
 
 
 async def _populate_page(
-    superblock: Superblock,
     file: FileState,
     page: int,
     source: Source | None,
     at: int,
 ) -> None:
-    """`_populate`, in a thread and in a turn of the file if pages are huge."""
-    arguments = superblock, file, page, source, at
-    if superblock.granule <= _INLINE_BYTES:
+    """`_populate`, in a thread and in a turn of the file's if pages are huge."""
+    superblock, arguments = file.superblock, (file, page, source, at)
+    if superblock.granule <= file.inline_bytes:
         _populate(*arguments)
         return
     with file.turn.take():
@@ -92,7 +88,6 @@ async def _populate_page(
 
 
 def _populate(
-    superblock: Superblock,
     file: FileState,
     page: int,
     source: Source | None,
@@ -101,18 +96,19 @@ def _populate(
     """Fill one page, from page *at* of *source*. In one step."""
     data = b""
     if source is not None:
-        # Do this before taking the lock: the kernel, too, pins the source's page first.
-        data = _read(superblock, source.file, source.start + at)
-    if not file.attributes.is_private(page):
-        raise PageError(errno.EINVAL, f"page {page} is shared", page)
+        # Before the lock, as the kernel pins the source's page first.
+        data = _read(source.file, source.start + at)
+    # In the kernel's order: it gets the folio, and then asks what it is.
     if file.pages.poisoned_in(page, page + 1) is not None:
         raise PageError(EHWPOISON, f"page {page} is poisoned", page)
-    fill(superblock, file, page, page + 1)
+    fill(file, page, page + 1)
+    if not file.attributes.is_private(page):
+        raise PageError(errno.EINVAL, f"page {page} is shared", page)
     if source is not None:
         content.write(file, page * file.page_size, data)
 
 
-def _read(superblock: Superblock, file: FileState, page: int) -> bytes:
+def _read(file: FileState, page: int) -> bytes:
     """A page of the source, as the host can read it.
 
     If attributes are not kept in the file, any page stands for host memory.
@@ -122,6 +118,6 @@ def _read(superblock: Superblock, file: FileState, page: int) -> bytes:
         raise PageError(
             errno.EFAULT, f"page {page} of the source is past its end", page
         )
-    if superblock.converts and file.attributes.is_private(page):
+    if file.superblock.converts and file.attributes.is_private(page):
         raise PageError(errno.EFAULT, f"page {page} of the source is private", page)
     return content.read(file, offset, file.page_size)

@@ -28,8 +28,8 @@ _Lot: TypeAlias = tuple[int, int, bool]
 _Lots: TypeAlias = tuple[_Lot, ...]
 
 
-# How many pages are put in one step: each may have a different lot.
-_PAGES_A_STEP: Final = 512
+PAGES_A_STEP: Final = 512
+"""References to so many pages are dealt with in one step: each may have its own."""
 
 
 class Reference(NamedTuple):
@@ -313,6 +313,6 @@ def _fewer(lots: _Lots) -> _Lots:
 
 
 def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Split a range into parts, each of which may have a lot for each page."""
-    for first in range(start, end, _PAGES_A_STEP):
-        yield first, min(first + _PAGES_A_STEP, end)
+    """A range in parts, each of which may have a lot for each page."""
+    for first in range(start, end, PAGES_A_STEP):
+        yield first, min(first + PAGES_A_STEP, end)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -22,7 +21,7 @@ import msgspec
 from inaccfs.shim.counters import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     Listener: TypeAlias = "Callable[[Happened], object]"
 
@@ -122,15 +121,6 @@ class Trace:
                 listeners.remove(listener)
         if not self._for_requests:
             self.watch_requests(False)
-
-    @contextmanager
-    def listening(self, listener: Listener) -> Iterator[None]:
-        """Call *listener* with all that happens, for a with block."""
-        self.listen(listener)
-        try:
-            yield
-        finally:
-            self.stop(listener)
 
     def tell_request(
         self, name: str, file: int, who: int, error: int, began: int

@@ -108,7 +108,7 @@ def resident(pid: int) -> int:
 
 def is_mounted(path: str) -> bool:
     """Whether something is mounted at `path`, by the kernel and not the server."""
-    with open("/proc/self/mountinfo", encoding="utf-8") as lines:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         return any(line.split(" ", 5)[4] == path for line in lines)
 
 

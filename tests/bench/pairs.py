@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NOT_MEASURED = re.compile(r"ratio|target|/|load")
 
 _CELL = re.compile(r"\S+(?: \S+)*")
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 _Key = tuple[str, str, str]
 
@@ -84,7 +84,7 @@ def _figures(text: str) -> Iterator[tuple[_Key, float]]:
                 number = _NUMBER.match(cell.group())
                 if number and not _NOT_MEASURED.search(column):
                     key = (title.split(" (")[0], label.group(), column)
-                    yield key, float(number.group())
+                    yield key, float(number.group().replace(",", ""))
 
 
 def _print(benchmark: str, pairs: dict[_Key, list[float]]) -> None:

@@ -110,7 +110,7 @@ class Census:
 
 
 def _mounts_below(path: Path) -> list[str]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         points = [line.split()[4] for line in lines]
     return [point for point in points if f"{point}/".startswith(f"{path}/")]
 
@@ -139,7 +139,7 @@ class Ground:
     def remember(self, path: Path) -> None:
         """Note the FUSE connection of a mount, which must end with the mount."""
         # A mount that does not answer shows itself in mountinfo only.
-        with open("/proc/self/mountinfo", encoding="utf-8") as lines:
+        with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
             for line in lines:
                 words = line.split()
                 if words[4] == str(path):
@@ -156,7 +156,8 @@ class Ground:
             with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 if mark in Path(f"/proc/{entry}/environ").read_bytes() + b"\0":
                     words = Path(f"/proc/{entry}/cmdline").read_bytes()
-                    found.append((int(entry), words.replace(b"\0", b" ").decode()))
+                    text = words.replace(b"\0", b" ").decode(errors="replace")
+                    found.append((int(entry), text))
         return found
 
     def left(self) -> dict[str, object]:

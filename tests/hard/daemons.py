@@ -11,7 +11,6 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from tests.hard import faulty_daemon
@@ -20,6 +19,7 @@ from tests.mount.support import ENVIRONMENT, PATIENCE, TOP, is_mounted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.hard.census import Ground
     from tests.hard.seam import Seam
@@ -46,15 +46,10 @@ class Daemon:
     def stop(self) -> None:
         """SIGSTOP, and wait until it has stopped."""
         self.process.send_signal(signal.SIGSTOP)
-        support.ask_until(lambda: state(self.pid) == "T")
+        support.ask_until(lambda: support.state(self.pid) == "T")
 
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
-
-
-def state(pid: int) -> str:
-    """The letter of a process's state: R, S, D, T, Z. See proc_pid_stat(5)."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def environment(seam_path: Path | None) -> dict[str, str]:

@@ -6,13 +6,13 @@ from itertools import product
 
 import pytest
 
-from inaccfs.explore.checking import check
 from inaccfs.explore.choosers import Bounded
 from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import Case
 from inaccfs.explore.states import States
 from tests import explore_page
+from tests.explore_checking import check
 from tests.hard.budget import some
 from tests.unit.test_explore_states import outcomes, programs
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from inaccfs.explore.checking import check
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import Case
 from inaccfs.semantics import V8, InPlaceNext, InPlaceV8, LiveUpdate, Semantics
+from tests.explore_checking import check
 from tests.hard.budget import some
 
 

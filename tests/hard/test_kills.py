@@ -24,7 +24,6 @@ from tests.hard.daemons import (
     environment,
     running,
     started,
-    state,
     with_seam,
 )
 from tests.hard.seam import WAIT
@@ -125,7 +124,7 @@ class Punch:
     def before_the_event(self, peer: RelayedPeer) -> Message | None:
         self.daemon.stop()
         self.go()
-        support.ask_until(lambda: state(self.caller.process.pid) in "SD")
+        support.ask_until(lambda: support.state(self.caller.process.pid) in "SD")
         return None
 
     def unanswered(self, peer: RelayedPeer) -> Message | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import inaccfs
 from inaccfs import syscalls
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Vmm
+from inaccfs.syscalls import PUNCH
 from tests.mount.support import MIB, PAGE
 
 if TYPE_CHECKING:
@@ -22,12 +23,10 @@ if TYPE_CHECKING:
 
 SIZE: Final = 4 * MIB
 
-_PUNCH: Final = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
-
 
 def punch(fd: int, page: int, count: int = 1) -> None:
     """Punch pages; return when KVM has unmapped them."""
-    syscalls.fallocate(fd, _PUNCH, page * PAGE, count * PAGE)
+    syscalls.fallocate(fd, PUNCH, page * PAGE, count * PAGE)
 
 
 def allocate(fd: int, page: int, count: int) -> None:

@@ -293,6 +293,11 @@ def open_fds(pid: int) -> int:
 # --- files --------------------------------------------------------------------
 
 
+def state(pid: int) -> str:
+    """The letter of a process's state: R, S, D, T, Z. See proc_pid_stat(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def outcome(call: Callable[..., object], *args: Any, **kwargs: Any) -> str:
     """ "ok", or the name of the errno that a call fails with."""
     try:

@@ -67,7 +67,9 @@ def terminal(
 ) -> Iterator[Terminal]:
     """A terminal with *command*, and "ended N" with its status after it."""
     made = Terminal(tmp_path / "tmux")
-    words = [f"{name}={value}" for name, value in environment.items()]
+    # pytest's readline sets them to the size of pytest's terminal.
+    words = ["-u", "COLUMNS", "-u", "LINES"]
+    words += [f"{name}={value}" for name, value in environment.items()]
     line = shlex.join(["env", *words, *command])
     subprocess.run(
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,7 @@ def test_an_option_that_only_the_kernel_can_refuse(point: Path, scratch: Path) -
     control = ("--control", scratch / "control")
     message = complaint("mount", *control, "--gid=99999999999", point)
     assert "gid=99999999999" in message
-    message = complaint("mount", *control, "-o", "max_read=junk", point)
+    message = complaint("mount", *control, "-o", "context=junk", point)
     assert f"cannot mount on {point}: Invalid argument" in message
 
 
@@ -155,6 +156,67 @@ def test_a_mountpoint_whose_name_is_too_long_for_a_socket(scratch: Path) -> None
     finally:
         run(*inaccfs_command("umount", deep))
     assert not Path(status["control"]).exists()
+
+
+def test_a_control_path_that_the_mount_would_cover(point: Path) -> None:
+    for control in (point / "c", point / "." / "sub" / "c"):
+        assert complaint("mount", "--control", control, point).endswith(
+            "the mount would cover it: name another place with --control"
+        )
+    with (
+        pytest.raises(inaccfs.MountError, match="the mount would cover it"),
+        inaccfs.mounted(point, control=point / "c"),
+    ):
+        pytest.fail("nobody could connect")
+
+
+@pytest.mark.parametrize("limit", [8, 20, 63])
+def test_a_limit_of_open_files_that_is_no_use(point: Path, limit: int) -> None:
+    """Without CAP_SYS_RESOURCE, with which the daemon would raise it."""
+    words = ("mount", "--foreground", point)
+    ran = run(
+        *("setpriv", "--bounding-set=-sys_resource", "prlimit", f"--nofile={limit}"),
+        *inaccfs_command(*words),
+        status=1,
+    )
+    assert ran.stdout == ""
+    assert re.fullmatch(r"inaccfs: .*open files.*\n", ran.stderr), ran.stderr
+
+
+@support.needs_root
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("mount --log LOG --control CONTROL POINT", 1),
+        ("compare --semantics v8 --semantics v9 SCRIPT", 1),
+        ("kvm stress", 1),
+        ("probe memfd", 2),
+    ],
+)
+def test_a_limit_of_processes_is_one_line(
+    point: Path, scratch: Path, words: str, status: int
+) -> None:
+    """Other tests may have processes of that user, too: the limit is met anyway."""
+    scratch.chmod(0o777)
+    (scratch / "script.py").write_text("")
+    places = {
+        "LOG": scratch / "log",
+        "CONTROL": scratch / "c",
+        "POINT": point,
+        "SCRIPT": scratch / "script.py",
+    }
+    ran = run(
+        *("prlimit", "--nproc=1"),
+        *inaccfs_command(*(places.get(word, word) for word in words.split())),
+        status=status,
+        user=support.NOBODY,
+        group=support.NOBODY,
+        env={**support.ENVIRONMENT, "TMPDIR": str(scratch)},
+    )
+    assert ran.stdout == ""
+    assert re.fullmatch(
+        "inaccfs: cannot start .*: no more processes are allowed: .*\n", ran.stderr
+    ), ran.stderr
 
 
 def test_a_control_path_that_cannot_be_bound(point: Path, scratch: Path) -> None:

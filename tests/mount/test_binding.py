@@ -14,6 +14,7 @@ import inaccfs
 from inaccfs import errnos, syscalls
 from inaccfs.client import ConnectionLostError, aio
 from inaccfs.control.messages import Extent
+from inaccfs.syscalls import PUNCH
 from tests.mount import support
 from tests.mount.support import PAGE
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.fuse
 
-PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 KEEP = syscalls.FALLOC_FL_KEEP_SIZE
 
 Events = list[tuple[Any, ...]]

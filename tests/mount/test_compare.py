@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import pytest
 
 from inaccfs.cli import main
-from tests.mount.support import TOP
+from tests.mount.support import (
+    ENVIRONMENT,
+    PATIENCE,
+    TOP,
+    inaccfs_command,
+    wait_for_exit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +132,44 @@ def test_wrong_words_are_one_line(
     assert err.startswith("inaccfs: ")
     assert text in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "how"),
+    [("os._exit(9)", "status 9"), ("os.kill(os.getpid(), 9)", "signal 9")],
+)
+def test_a_script_that_ends_its_process(compare: Compare, call: str, how: str) -> None:
+    status, out, err = compare(f"import os; {call}", *TWO)
+    assert (status, out) == (1, "")
+    assert err.endswith(f"has ended its process on v8 ({how}): use sys.exit()\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_script_that_hangs_ends_with_the_comparison(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    fifo, script = tmp_path / "fifo", tmp_path / "script.py"
+    os.mkfifo(fifo)
+    script.write_text(
+        dedent(f"""
+            import os, signal
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            with open({str(fifo)!r}, "w") as file:
+                print(os.getpid(), mount.pid, file=file)
+            while True:
+                signal.pause()
+        """)
+    )
+    comparing = subprocess.Popen(
+        inaccfs_command("compare", script, *TWO), env=ENVIRONMENT
+    )
+    runs, daemon = map(int, fifo.read_text().split())
+    comparing.send_signal(number)
+    assert comparing.wait(PATIENCE) == -number
+    # Neither is a child of ours.
+    wait_for_exit(runs)
+    wait_for_exit(daemon)
 
 
 def test_a_script_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,7 +129,7 @@ NOT_AT_START: Final = (
     *("cli.console", "cli.experiment", "cli.explore", "cli.interrupts", "cli.kvm"),
     *("cli.probe", "cli.qmp", "cli.semantics", "cli.status", "cli.umount"),
     *("cli.compare", "cli.completing", "cli.kvmmount", "cli.kvmstress", "cli.manual"),
-    *("cli.setup_system", "system"),
+    *("cli.commandwords", "cli.setup_system", "system"),
 )
 
 
@@ -327,15 +327,19 @@ def test_plain_says_nothing(point: Path, scratch: Path) -> None:
 
 INTERRUPTED: Final = """
 import signal, sys
+from importlib.machinery import PathFinder
 
 wanted = sys.argv.pop(1)
 
-class Finder:
-    def find_spec(name, path=None, target=None):
-        if name == wanted:
-            signal.raise_signal(signal.SIGINT)
+find = PathFinder.find_spec
 
-sys.meta_path.insert(0, Finder)
+def find_spec(name, path=None, target=None):
+    if name == wanted:
+        signal.raise_signal(signal.SIGINT)
+    return find(name, path, target)
+
+# The command's own finder uses it, too.
+PathFinder.find_spec = find_spec
 from inaccfs.cli import main
 sys.exit(main())
 """

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -39,6 +39,13 @@ if TYPE_CHECKING:
     from inaccfs import Mount
 
 pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture
+def mount(new_mount: Mount) -> Mount:
+    """Each test ends its own."""
+    return new_mount
+
 
 GONE = ("ENOTCONN", "ECONNABORTED")
 
@@ -257,6 +264,41 @@ def test_an_exception_of_the_block_counts_for_more(point: Path) -> None:
     with pytest.raises(Wanted):
         block()
     assert not support.is_mounted(point)
+
+
+@pytest.mark.parametrize("way", ["control", "options", "both"])
+def test_mounted_tells_where_socket_and_log_are(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """By whichever way they are given; relative paths, too, which do not stay so."""
+    monkeypatch.chdir(scratch)
+    given: dict[str, dict[str, Any]] = {
+        "control": {"control": "c"},
+        "options": {"options": ["size=4m,control=x,log=l", "control=c"]},
+        "both": {"control": "x", "options": "control=c"},
+    }
+    with support.mounted(**given[way]) as mount:
+        status = mount.status()
+        assert str(mount.control) == status.control == str(scratch / "c")
+        if way == "options":
+            assert str(mount.log) == status.log == str(scratch / "l")
+        with inaccfs.connect(mount.control) as shim:
+            assert shim.query_status() == status
+
+
+def test_mounted_says_why_it_failed_where_sigchld_is_ignored() -> None:
+    """The kernel discards the daemon's exit status there."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with (
+            pytest.raises(inaccfs.MountError, match="size 'x' is not a size"),
+            inaccfs.mounted(size="x"),
+        ):
+            pytest.fail("there is no such size")
+        with support.mounted():
+            pass
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_mounted_leaves_a_directory_of_the_users_in_place(point: Path) -> None:

@@ -213,3 +213,39 @@ def test_a_file_without_a_class(tmp_path: Path) -> None:
 def test_the_list_for_programs() -> None:
     found = json.loads(experiment("--json").stdout)
     assert [one["name"] for one in found] == list(catalogue.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [("5", 5, ""), ("", 0, ""), ("'the\\x1b[2J end'", 1, "the\\x1b[2J end\n")],
+)
+def test_a_class_that_exits_has_the_status_of_python(
+    tmp_path: Path, code: str, status: int, said: str
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import sys\nclass Mine:\n question = '?'\n"
+        f" def run(self, lab): sys.exit({code})\n"
+    )
+    ran = experiment(f"{path}:Mine")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (status, "", said)
+
+
+def test_what_a_class_prints_does_not_spoil_the_json(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "class Mine:\n question = '?'\n def run(self, lab): print('x'); lab.say('y')\n"
+    )
+    ran = experiment(f"{path}:Mine", "--json")
+    assert json.loads(ran.stdout)["lines"] == ["y"]
+    assert ran.stderr == "x\n"
+
+
+def test_a_row_that_does_not_fit_its_table_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "class Mine:\n question = '?'\n"
+        " def run(self, lab): lab.table(('a', 'b'), [(1, 2), (3,)])\n"
+    )
+    last = experiment(f"{path}:Mine").stderr.splitlines()[-1]
+    assert last == "ValueError: a row of 1 cells below 2: (3,)"

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.fuse, support.needs_root]
 
 
+@pytest.fixture
+def mount(new_mount: Mount) -> Mount:
+    """What the kernel and the daemon have forgotten is looked at."""
+    return new_mount
+
+
 # --- file handles -------------------------------------------------------------------
 
 

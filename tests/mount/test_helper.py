@@ -20,6 +20,7 @@ import trio
 import inaccfs
 from inaccfs import mountcalls, syscalls
 from inaccfs.helper.tasks import Helper
+from inaccfs.syscalls import PUNCH
 from tests.mount import support
 from tests.mount.peers import peer
 from tests.mount.support import MIB, PAGE, children_of
@@ -32,10 +33,15 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.fuse]
 
 
+@pytest.fixture
+def mount(new_mount: inaccfs.Mount) -> inaccfs.Mount:
+    """Each test has a new helper, and kills it."""
+    return new_mount
+
+
 def punch(fd: int, length: int) -> None:
     """Punch the first *length* bytes of a file."""
-    mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
-    syscalls.fallocate(fd, mode, 0, length)
+    syscalls.fallocate(fd, PUNCH, 0, length)
 
 
 def have_ended(pidfds: list[int]) -> bool:
@@ -111,6 +117,13 @@ def test_no_caller_notices_that_the_helper_was_killed(mount: inaccfs.Mount) -> N
             punch(guest.fileno(), 130 * MIB)
     output = mount.log.read_text()
     assert output.count("the helper was killed: started a new one") == 2, output
+
+
+def test_a_helper_that_is_stopped_ends_with_the_mount() -> None:
+    with support.mounted() as mount:
+        for pid in children_of(mount.pid):
+            os.kill(pid, signal.SIGSTOP)
+    assert mount.process.returncode == 0
 
 
 def _created(path: Path, stack: ExitStack) -> threading.Thread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,7 +99,26 @@ def test_every_end_of_the_holder_ends_the_mount(number: signal.Signals) -> None:
         it.assert_gone()
 
 
-def test_files_that_others_have_open_do_not_keep_it() -> None:
+def stop(it: Held) -> None:
+    """Stop the daemon, and wait until it is."""
+    signal.pidfd_send_signal(it.daemon, signal.SIGSTOP)
+    pid = re.findall(r"^Pid:\t(\d+)", fdinfo(it.daemon), re.MULTILINE)[0]
+    support.ask_until(lambda: "State:\tT" in Path(f"/proc/{pid}/status").read_text())
+
+
+def fdinfo(fd: int) -> str:
+    return Path(f"/proc/self/fdinfo/{fd}").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_daemon_that_is_stopped_goes_too(number: signal.Signals) -> None:
+    """And unmounts, for which it has to go on."""
+    with held() as it:
+        stop(it)
+        it.holder.send_signal(number)
+        it.holder.wait(PATIENCE)
+        it.assert_gone()
+
     with (
         held() as it,
         support.opened(it.path / "file", os.O_CREAT | os.O_RDWR) as fd,
@@ -194,12 +214,15 @@ def test_a_thread_that_made_it_may_end() -> None:
             "",
         ]
     )
-    with held(body, prefix=prefix) as it:
-        assert it.holder.stdout is not None
-        assert it.holder.stdout.readline() == "joined\n"
-        it.assert_there()
-        it.holder.kill()
-        it.assert_gone()
+    for stopped in (False, True):
+        with held(body, prefix=prefix) as it:
+            assert it.holder.stdout is not None
+            assert it.holder.stdout.readline() == "joined\n"
+            it.assert_there()
+            if stopped:
+                stop(it)
+            it.holder.kill()
+            it.assert_gone()
 
 
 # Runs in the daemon before its own code: waits until the holder has ended.

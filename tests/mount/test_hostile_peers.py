@@ -10,12 +10,12 @@ import threading
 import time
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import inaccfs
+from inaccfs.syscalls import PUNCH
 from tests.mount import support
 from tests.mount.peers import Peer, peer
 from tests.mount.support import MIB, PAGE, PATIENCE
@@ -23,14 +23,9 @@ from tests.mount.unanswered import unanswered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.fuse]
-
-PUNCH = 3
-
-
-def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def threads(pid: int) -> int:
@@ -64,7 +59,7 @@ def stop_for(pid: int, seconds: float, meanwhile: Callable[[], None]) -> None:
     """SIGSTOP a daemon, call *meanwhile*, and continue the daemon after *seconds*."""
     os.kill(pid, signal.SIGSTOP)
     try:
-        while state(pid) != "T":
+        while support.state(pid) != "T":
             time.sleep(0.001)
         meanwhile()
         time.sleep(seconds)
@@ -253,7 +248,7 @@ def test_a_socket_that_accepts_no_connection_is_refused_at_once(
 def test_a_client_waits_for_a_while(
     full: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inaccfs.client.wire.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("inaccfs.fuse.finding.DAEMON_SECONDS", 0.1)
     with pytest.raises(
         inaccfs.client.errors.CannotConnectError, match="accepted nobody"
     ):

@@ -11,7 +11,7 @@ import pytest
 import inaccfs
 from inaccfs.inprocess import Mount
 from inaccfs.semantics import VERSIONS
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 from tests.mount import support
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 PAGES = 64
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 
 @dataclass

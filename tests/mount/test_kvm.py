@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,34 +32,9 @@ from tests.mount.support import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from inaccfs.client import Client
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
-
-
-@pytest.fixture
-def shim(mount: inaccfs.Mount, stack: ExitStack) -> Client:
-    return stack.enter_context(inaccfs.connect(mount.path))
-
-
-@pytest.fixture
-def fd(shim: Client, stack: ExitStack) -> int:
-    made = memfd(shim)
-    stack.callback(os.close, made)
-    return made
-
-
-@pytest.fixture
-def vm(shim: Client, fd: int, stack: ExitStack) -> VM:
-    made = stack.enter_context(VM(shim))
-    add_slot(made, fd)
-    return made
 
 
 # --- data ---------------------------------------------------------------------------

@@ -219,7 +219,15 @@ def test_the_demo_shows_a_guests_memory(mount: Mount) -> None:
     support.ask_until(lambda: mount.status().allocated_pages == 0)
 
 
-@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
+def test_the_demo_goes_with_files_of_huge_pages() -> None:
+    out, err = kvm("demo", "-o", "semantics=hugetlb-rfc")
+    assert err == ""
+    assert "The host punches pages 512 to 1023\n" in out
+    assert """page   3: b"a guest's secret\"""" in out
+    assert "page 520: zeros: the page is a new one" in out
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_colours_are_for_terminals(mount: Mount, variables: dict[str, str]) -> None:
     out = on_terminal("demo", mount.path, variables=variables)
     assert ("\x1b[32m" in out) == (not variables)
@@ -236,7 +244,7 @@ def on_terminal(*arguments: str | Path, variables: dict[str, str]) -> str:
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
-        env={**environment, **variables},
+        env={**environment, "TERM": "xterm", **variables},
     )
     os.close(theirs)
     found = bytearray()
@@ -385,7 +393,9 @@ def test_a_bracketed_order_has_no_stale_uses() -> None:
     assert (report.stale_uses, report.violations) == (0, [])
 
 
-@pytest.mark.parametrize("semantics", ["in-place-v8", "in-place-next", "live-update"])
+@pytest.mark.parametrize(
+    "semantics", ["in-place-v8", "in-place-next", "hugetlb-rfc", "live-update"]
+)
 def test_stress_converts_in_place_and_freezes(semantics: str) -> None:
     with (
         support.mounted(semantics=semantics) as mount,
@@ -393,9 +403,33 @@ def test_stress_converts_in_place_and_freezes(semantics: str) -> None:
     ):
         plan = stress.Plan(seconds=1, seed=1)
         report = stress.run(shim, plan, lambda *_: None, others=Devices)
+        # The daemon's count, of those that the rules allow: of whole huge pages.
+        assert shim.query_stats().punches > 0
     assert report.violations == []
     assert report.counts["dma"] > 0
     assert report.counts["freezes" if semantics == "live-update" else "conversions"] > 0
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ['content = "zeroed"', 'content = "refused"', 'pinned_punch = "refused"'],
+)
+def test_stress_knows_what_rules_of_ones_own_do_to_pages(
+    rule: str, tmp_path: Path
+) -> None:
+    """Zeros after a conversion are no lost write, and a refusal is no failure."""
+    own = tmp_path / "own.py"
+    own.write_text(
+        f"from inaccfs.semantics import InPlaceV8\nclass Own(InPlaceV8):\n    {rule}\n"
+    )
+    with (
+        support.mounted(semantics=f"{own}:Own") as mount,
+        inaccfs.connect(mount.control) as shim,
+    ):
+        plan = stress.Plan(seconds=1, seed=3)
+        report = stress.run(shim, plan, lambda *_: None, others=Devices)
+    assert report.violations == []
+    assert report.counts["conversions"] > 0
 
 
 def test_no_time_at_all_is_enough_to_find_nothing(mount: Mount) -> None:

@@ -143,6 +143,36 @@ def test_what_a_named_file_is_closed_by_is_nothing(mainline: World) -> None:
     assert mainline.vcpu.read((1 << 30) + PAGE, 1) == b"\0"
 
 
+@pytest.mark.parametrize("semantics", ["in-place-v8", "in-place-next"])
+def test_pages_of_a_file_that_has_gone_are_shared(semantics: str) -> None:
+    """kvm_gmem_is_private() of the in-place series: false without a file."""
+    size = 2 << 20
+    with (
+        inaccfs.mounted(size="16m", semantics=semantics) as mount,
+        inaccfs.connect(mount.path) as shim,
+        VM(shim) as vm,
+    ):
+        fd = shim.memfd_create("guest", size=size)
+        vm.set_user_memory_region(0, 0, size, private_fd=fd, flags=KVM_MEM_PRIVATE)
+        vcpu = vm.create_vcpu()
+        vcpu.write(0x3000, b"secret")
+        assert vm.is_private(3)
+        os.close(fd)
+        os.statvfs(mount.path)
+        vm.notice_closed_files()
+        for private, flags in ((None, 0), (True, 8), (False, 0)):
+            with pytest.raises(MemoryFaultExit) as caught:
+                vcpu.read(0x3000, 6, private=private)
+            assert (caught.value.flags, caught.value.errno) == (flags, errno.EFAULT)
+            # No conversion helps.
+            with pytest.raises(MemoryFaultExit):
+                Vmm(vm).handle(caught.value)
+        # kvm_gmem_populate(): there is no file to get.
+        with pytest.raises(OSError, match="closed by all") as refused:
+            vm.populate(0, PAGE)
+        assert refused.value.errno == errno.EFAULT
+
+
 def test_v8_holds_the_file() -> None:
     with ExitStack() as stack:
         world = World(stack, "v8")

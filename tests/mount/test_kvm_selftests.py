@@ -41,43 +41,20 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-import inaccfs
 from inaccfs.kvm import (
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
     VM,
     MemoryFaultExit,
 )
 from tests.mount import support
-from tests.mount.guests import SIZE, Guest, add_slot, guest, memfd, punch
+from tests.mount.guests import SIZE, Guest, add_slot, guest, punch
 from tests.mount.support import MIB, PAGE, PATIENCE, allocated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from inaccfs.client import Client
     from inaccfs.kvm import Vcpu
 
 pytestmark = pytest.mark.fuse
-
-
-@pytest.fixture
-def shim(mount: inaccfs.Mount) -> Iterator[Client]:
-    with inaccfs.connect(mount.path) as made:
-        yield made
-
-
-@pytest.fixture
-def fd(shim: Client) -> Iterator[int]:
-    made = memfd(shim)
-    yield made
-    os.close(made)
-
-
-@pytest.fixture
-def vm(shim: Client, fd: int) -> Iterator[VM]:
-    with VM(shim) as made:
-        add_slot(made, fd)
-        yield made
 
 
 # --- E: private_mem_kvm_exits_test ----------------------------------------------------

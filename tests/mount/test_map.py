@@ -35,19 +35,11 @@ from tests.mount.support import (
 from tests.mount.terminals import needs_tmux, terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from inaccfs import Mount
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.semantics("v10")]
 
 TIB = 1 << 40
-
-
-@pytest.fixture
-def mount() -> Iterator[Mount]:
-    with mounted(semantics="v10") as made:
-        yield made
 
 
 def drawn(path: Path, **environment: str) -> list[str]:
@@ -176,7 +168,11 @@ def test_who_may_use_no_paths_passes_an_fd() -> None:
 
 
 def test_what_is_no_file_of_a_mount_is_one_line(mount: Mount, tmp_path: Path) -> None:
-    assert "is not in an inaccfs mount" in complaint("map", tmp_path / "x")
+    elsewhere = new_file(tmp_path / "x")
+    assert "is not in an inaccfs mount" in complaint("map", elsewhere)
+    assert "No such file" in complaint("map", tmp_path / "missing")
+    assert "No such file" in complaint("map", "/proc/self/fd/1000000")
+    assert "the path of the file is empty" in complaint("map", "", status=2)
     assert "No such file" in complaint("map", mount.path / "missing")
     assert "Is a directory" in complaint("map", mount.path)
     (mount.path / "out").symlink_to(new_file(tmp_path / "theirs"))
@@ -298,6 +294,26 @@ def test_it_fits_any_terminal_and_follows_it(
         made.type("C-c")
         # The old screen is shown again.
         assert made.wait(lambda screen: screen[-1].startswith("ended"))[-1] == "ended 0"
+
+
+@needs_tmux
+def test_a_narrow_terminal_loses_no_character(mount: Mount, tmp_path: Path) -> None:
+    path = new_file(mount.path / "f", TIB)
+    with opened(path) as fd:
+        fallocate(fd, 0, TIB // 2, MIB)
+    command = inaccfs_command("map", path, "--watch")
+    # What is drawn goes by the terminal, and not by the environment.
+    with terminal(tmp_path, *command, columns=20, lines=24, COLUMNS="80") as made:
+        seen = made.wait(lambda screen: screen[-1] == "+ several of these")
+        # In a line that is as wide as the terminal, too.
+        assert ". hole (268,435,200)" in seen
+        words = " ".join(seen)
+        assert "1.0 TiB, 268,435,456 pages of 4 KiB; a cell is 16 GiB" in words
+        rows = [line.split()[1] for line in seen if line.startswith("0x")]
+        assert max(map(len, rows)) == 5
+        assert "+" in "".join(rows)
+        made.type("C-c")
+        made.wait(lambda screen: screen[-1] == "ended 0")
 
 
 @needs_tmux

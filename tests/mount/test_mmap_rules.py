@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from inaccfs import syscalls
+from inaccfs.syscalls import PUNCH
 from tests.mount import support
 from tests.mount.support import PAGE, opened
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.fuse, support.needs_root]
 
-PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 SIGBUS = "guest_memfd:mmap"
 SHARED = "guest_memfd:mmap+init_shared"
 

@@ -328,7 +328,7 @@ def test_a_stock_qmp_shell(mount: inaccfs.Mount, scratch: Path) -> None:
     assert f'"mountpoint": "{mount.path}"' in ran.stdout
     assert '"order": 0' in ran.stdout
     assert "EINVAL: offset 256 lies past the end" in ran.stdout
-    assert '"notifier": 1' in ran.stdout
+    assert re.search(r'"notifier": \d+', ran.stdout)
     assert "CommandNotFound" in ran.stdout
     assert '"package": "inaccfs"' in ran.stdout
 

@@ -37,7 +37,7 @@ import pytest
 
 import inaccfs
 from inaccfs.kvm import VM, MemoryFaultExit
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 from tests.mount.guests import add_slot, memfd, punch
 from tests.mount.support import PAGE, allocated, ask_until, outcome
 
@@ -48,14 +48,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.fuse
 
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 TOTAL = 4 * PAGE
-
-
-@pytest.fixture
-def shim(mount: inaccfs.Mount) -> Iterator[Client]:
-    with inaccfs.connect(mount.path) as made:
-        yield made
 
 
 @pytest.fixture

@@ -13,30 +13,21 @@ import pytest
 import inaccfs
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
 from tests.mount.support import (
-    ENVIRONMENT,
     PAGE,
     complaint,
     doomed,
     inaccfs_command,
-    mounted,
     new_file,
     opened,
 )
 from tests.mount.terminals import needs_tmux, terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from inaccfs import Mount
 
-pytestmark = pytest.mark.fuse
-
-
-@pytest.fixture
-def mount() -> Iterator[Mount]:
-    with mounted(semantics="v10") as made:
-        yield made
+pytestmark = [pytest.mark.fuse, pytest.mark.semantics("v10")]
 
 
 @needs_tmux
@@ -49,7 +40,13 @@ def test_it_shows_what_happens_and_follows_the_terminal(
     command = inaccfs_command("top", mount.path)
     path = new_file(mount.path / "guest", 4 * PAGE)
     with terminal(
-        tmp_path, *command, columns=columns, lines=lines, LC_ALL=locale
+        tmp_path,
+        *command,
+        columns=columns,
+        lines=lines,
+        LC_ALL=locale,
+        COLUMNS=str(columns),
+        LINES=str(lines),
     ) as made:
         made.wait(lambda screen: "inaccfs top" in screen[0])
         with inaccfs.connect(mount.path) as shim, opened(path) as fd:
@@ -139,31 +136,3 @@ def test_what_is_no_mount_is_one_line(tmp_path: Path) -> None:
     with terminal(tmp_path, *command, columns=200, lines=24) as made:
         seen = made.wait(lambda screen: screen[-1] == "ended 1")
         assert "neither an inaccfs mount nor a control socket" in seen[0]
-
-
-def test_without_the_library_it_says_how_to_get_it(tmp_path: Path) -> None:
-    """It has a real terminal: the command checks that before its imports."""
-    (tmp_path / "rich").mkdir()
-    (tmp_path / "rich" / "__init__.py").write_text("raise ImportError")
-    ours, theirs = os.openpty()
-    try:
-        result = subprocess.run(
-            inaccfs_command("top", tmp_path),
-            stdin=theirs,
-            stdout=theirs,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={
-                **ENVIRONMENT,
-                "TERM": "xterm",
-                "PYTHONPATH": f"{tmp_path}:{ENVIRONMENT['PYTHONPATH']}",
-            },
-            check=False,
-        )
-    finally:
-        os.close(ours)
-        os.close(theirs)
-    assert result.returncode == 1
-    assert result.stderr == (
-        "inaccfs: inaccfs top needs rich: pip install 'inaccfs[top]'\n"
-    )

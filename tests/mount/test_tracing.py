@@ -37,6 +37,7 @@ from tests.mount.support import (
     new_file,
     opened,
     run,
+    tmpfs,
 )
 
 if TYPE_CHECKING:
@@ -44,13 +45,7 @@ if TYPE_CHECKING:
 
     from inaccfs import Mount
 
-pytestmark = pytest.mark.fuse
-
-
-@pytest.fixture
-def mount() -> Iterator[Mount]:
-    with mounted(semantics="v10") as made:
-        yield made
+pytestmark = [pytest.mark.fuse, pytest.mark.semantics("v10")]
 
 
 @contextmanager
@@ -178,14 +173,32 @@ def test_it_ends_with_the_reader_of_its_output(mount: Mount) -> None:
         assert tracer.wait(PATIENCE) == 0
 
 
-def test_a_full_disk_is_one_line(mount: Mount) -> None:
-    with tracing(mount, "-o", "/dev/full") as tracer:
-        invalidate(mount)
-        tracer.send_signal(signal.SIGINT)
+def test_a_file_that_cannot_be_written_is_one_line_before_there_is_a_trace(
+    mount: Mount,
+) -> None:
+    for file, why in (
+        ("/dev/full", "No space left on device"),
+        # No file of the mount itself can be written.
+        (mount.path / "t.json", "Invalid argument"),
+    ):
+        said = complaint("trace", mount.path, "-o", file)
+        assert said == f"inaccfs: cannot write {file}: {why}"
+
+
+@needs_root
+def test_a_disk_that_gets_full_is_one_line(mount: Mount, tmp_path: Path) -> None:
+    with (
+        tmpfs(tmp_path / "disk", "size=4k") as disk,
+        opened(new_file(mount.path / "f", PAGE)) as fd,
+        tracing(mount, "-o", disk / "t.json") as tracer,
+    ):
+        for _ in range(1000):
+            fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, PAGE)
         _, err = tracer.communicate(timeout=PATIENCE)
         assert tracer.returncode == 1
-        assert b"inaccfs: cannot write /dev/full: No space left on device\n" in err
-        assert b"Traceback" not in err
+        file = disk / "t.json"
+        said = f"inaccfs: cannot write {file}: No space left on device\n"
+        assert err.decode() == said
 
 
 def test_who_does_not_read_keeps_nobody_waiting(mount: Mount, tmp_path: Path) -> None:

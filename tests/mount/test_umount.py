@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -40,13 +41,20 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.fuse, support.needs_root]
 
+
+@pytest.fixture
+def mount(new_mount: Mount) -> Mount:
+    """Each test ends its own."""
+    return new_mount
+
+
 GONE = ("ENOTCONN", "ECONNABORTED")
 
 
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the time after which a stopped daemon counts as not answering."""
-    monkeypatch.setattr(ending, "_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(finding, "DAEMON_SECONDS", 1.0)
 
 
 def umount(*words: str | Path) -> str:
@@ -208,7 +216,7 @@ def test_umount_returns_though_its_question_hangs(
 ) -> None:
     """Even if the child ignores its time limit."""
     monkeypatch.setattr(ending, "_QUESTION", "import time; time.sleep(1000)")
-    monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(finding, "DAEMON_SECONDS", 0.1)
     with support.mounted(point) as mount:
         before = time.monotonic()
         assert "did not answer" in umount(point)
@@ -220,7 +228,7 @@ def test_a_connection_without_a_reader_is_aborted(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After SIGKILL this happens if a thread hangs and keeps /dev/fuse open."""
-    monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(finding, "DAEMON_SECONDS", 0.5)
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
     mountcalls.mount("inaccfs", str(point), finding.FSTYPE, 0, options)
@@ -394,7 +402,143 @@ def test_mounted_kills_a_daemon_that_does_not_listen(
     assert not mount.path.exists()
 
 
+@pytest.mark.usefixtures("_hasty")
+def test_a_copy_of_a_stopped_mount_takes_nothing_from_the_other(
+    mount: Mount, scratch: Path
+) -> None:
+    with (
+        opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd,
+        bound(mount.path, scratch / "b") as copy,
+    ):
+        with stopped(mount):
+            assert umount(copy) == (
+                f"inaccfs: {copy} is unmounted; its daemon does not answer, but stays, "
+                f"because the mount has copies: {mount.path}\n"
+            )
+            assert not support.is_mounted(copy)
+        assert outcome(os.fstat, fd) == "ok"
+
+
+def test_a_mount_that_has_got_the_number_of_the_old_one_is_no_copy(
+    point: Path,
+) -> None:
+    """The kernel gives a device number to the next file system."""
+    with support.mounted() as other:
+        found = finding.find(str(other.path))
+        gone = found._replace(number=-1, path=str(point))
+        copies = [found._replace(number=-2)]
+        assert ending._describe_copies(gone, copies, "goes on") is None
+
+
 # --- what is in the way -------------------------------------------------------
+
+
+@contextmanager
+def mounted_below(mount: Mount, scratch: Path) -> Iterator[Path]:
+    """Another mount in *mount*, in the background."""
+    inner = mount.path / "inner"
+    inner.mkdir()
+    with background(inner, scratch):
+        yield inner
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_a_mount_in_a_stopped_one_is_left_alone(
+    mount: Mount, scratch: Path, lazily: bool
+) -> None:
+    """The kernel would wait for the outer daemon, however healthy the inner one is."""
+    words = ["--lazy"] if lazily else []
+    with mounted_below(mount, scratch) as inner:
+        with stopped(mount):
+            assert complaint("umount", *words, inner) == (
+                f"inaccfs: {inner} is in another mount: {mount.path}: its daemon does "
+                f"not answer: inaccfs umount --lazy {mount.path} unmounts both"
+            )
+        # It has lost nothing.
+        new_file(inner / "file")
+        cli("umount", inner)
+
+
+def test_a_mount_in_a_dead_one_goes_with_it(scratch: Path) -> None:
+    with support.doomed() as mount, mounted_below(mount, scratch) as inner:
+        support.kill(mount)
+        message = complaint("umount", inner)
+        assert f"{mount.path}: its daemon is dead: inaccfs umount --lazy" in message
+        assert "its daemon was dead" in umount("--lazy", mount.path)
+
+
+def test_a_path_in_a_stopped_mount_is_not_waited_for(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "_ANSWER_SECONDS", 1.0)
+    with stopped(mount):
+        for command in ("umount", "status"):
+            assert complaint(command, mount.path / "sub" / "x").endswith(
+                f"{mount.path}/sub: the daemon of a mount on the way does not answer"
+            )
+
+
+def test_several_at_once_are_not_in_each_others_way(point: Path, scratch: Path) -> None:
+    """Each asks the daemon, and uses the mount meanwhile."""
+    with background(point, scratch):
+        with ExitStack() as stack:
+            several = [
+                stack.enter_context(
+                    subprocess.Popen(
+                        inaccfs_command("umount", point),
+                        stderr=subprocess.PIPE,
+                        text=True,
+                        env=support.ENVIRONMENT,
+                    )
+                )
+                for _ in range(4)
+            ]
+            ended = [(one.communicate(), one.returncode) for one in several]
+        assert 0 in [status for _, status in ended]
+        for (_, said), _ in ended:
+            assert "busy" not in said
+            assert said.count("\n") <= 1
+
+
+def test_what_another_namespaces_daemon_has_is_not_removed(
+    point: Path, scratch: Path
+) -> None:
+    """It is mounted at the same path, so its socket has the name that ours would."""
+    with private_namespace() as namespace:
+        namespace.run(*inaccfs_command("mount", "--log", scratch / "log", point))
+        asked = namespace.run(*inaccfs_command("status", "--json", point)).stdout
+        control = json.loads(asked)["control"]
+        try:
+            cli("mount", "--control", scratch / "c", "--log", scratch / "l", point)
+            pid = support.status_of(point).pid
+            os.kill(pid, signal.SIGKILL)
+            support.wait_for_exit(pid)
+            assert "its daemon was dead" in umount(point)
+            assert os.path.exists(control)
+        finally:
+            namespace.run(*inaccfs_command("umount", point))
+    assert not os.path.exists(control)
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_another_namespaces_daemon_is_not_to_be_killed(
+    point: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not the one that does not answer."""
+    monkeypatch.setattr(ending, "_ENDING_SECONDS", 0.1)
+    with private_namespace() as namespace:
+        namespace.run(*inaccfs_command("mount", "--log", scratch / "log", point))
+        try:
+            cli("mount", "--control", scratch / "c", "--log", scratch / "l", point)
+            pid = support.status_of(point).pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                assert umount(point).endswith("so its connection is aborted\n")
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            support.wait_for_exit(pid)
+        finally:
+            namespace.run(*inaccfs_command("umount", point))
 
 
 def test_a_mount_inside_the_mount_is_named(mount: Mount) -> None:

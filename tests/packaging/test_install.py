@@ -22,6 +22,7 @@ truncate -s 1M /tmp/guest/file
 fallocate -l 64K /tmp/guest/file
 ! cat /tmp/guest/file 2>/dev/null
 inaccfs status /tmp/guest | grep -q 'size       16 MiB'
+inaccfs metrics /tmp/guest | grep -q '^inaccfs_allocated_bytes'
 inaccfs umount /tmp/guest
 man inaccfs | grep -q 'read, write or map'
 man inaccfs-mount | grep -q -- --semantics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from inaccfs.errors import BackingError
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.semantics import V8
 from inaccfs.shim.superblock import Superblock
+from tests.unit.client_fakes import FakeDaemon, no_fds_leak
 from tests.unit.control_fakes import Control, controlling
 from tests.unit.fakes import BlockedAllocator, World, serving
 from tests.unit.pages_fakes import assert_no_strays
@@ -96,3 +98,21 @@ def _no_strays() -> Iterator[None]:
     """After the test nothing is left of what `pages_fakes` has made."""
     yield
     assert_no_strays()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a connection; the first does not block."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours, theirs
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    """A daemon of a test's own, for clients."""
+    with no_fds_leak():
+        made = FakeDaemon(str(tmp_path / "socket"))
+        yield made
+        made.close()

@@ -34,10 +34,9 @@ if TYPE_CHECKING:
 
     from inaccfs.backing.root import Backing
     from inaccfs.control.limits import Policy
-    from inaccfs.control.openfiles import OpenFile
+    from inaccfs.control.openfiles import Listed, OpenFile
     from inaccfs.fuse.nodes import Node
     from inaccfs.semantics import Semantics
-    from inaccfs.shim.file import InaccessibleFile
 
 Answer = dict[str, Any]
 
@@ -99,7 +98,7 @@ class NoFiles:
     ) -> tuple[int, OpenFile]:
         raise OSError(28, "No space left on device")
 
-    def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
+    def all(self) -> Iterator[Listed]:
         yield from ()
 
     def name(self, ino: int) -> str:

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from inaccfs.inprocess import Mount
 from inaccfs.semantics import InPlaceV8, Semantics
-from inaccfs.shim.frameoptions import SimulatedMemory
+from tests.unit.one_file import OneFile, mine, one_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from inaccfs.inprocess import Client, File
+    from inaccfs.inprocess import File
 
 PAGE = 4096
 # In pages.
@@ -24,13 +23,9 @@ Event = tuple[str, int, int, str | None]
 
 
 @dataclass
-class World:
-    """A mount with one file, its client, and a notifier that notes what it gets."""
+class World(OneFile):
+    """A file, and a notifier that notes what it gets."""
 
-    mount: Mount
-    fd: int
-    client: Client
-    file: File
     events: list[Event] = field(default_factory=list)
     # Called with each event, before it is answered.
     then: Callable[[str], object] = lambda event: None
@@ -75,11 +70,6 @@ class World:
 def world(
     base: type[Semantics] = InPlaceV8, pages: int = SIZE, **chosen: object
 ) -> Iterator[World]:
-    """A file with the rules of a version, of which *changed* replaces some."""
-    rules: Semantics = type("Mine", (base,), chosen)()
-    with Mount(rules, memory=SimulatedMemory()) as mount:
-        fd = mount.memfd_create("guest", pages * PAGE)
-        client = mount.connect()
-        yield World(mount, fd, client, client.file(fd))
-        client.close()
-        os.close(fd)
+    """A file with the rules of a version, but for some."""
+    with one_file(mine(base, **chosen), pages) as it:
+        yield World(**vars(it))

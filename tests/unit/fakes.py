@@ -354,9 +354,9 @@ async def serving(
 
 
 @contextmanager
-def refused(number: int) -> Iterator[None]:
-    """The block must raise `OSError` with the errno *number*."""
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+def refused(number: int, match: str | None = None) -> Iterator[None]:
+    """What stands in the block must raise `OSError` with the errno *number*."""
+    with pytest.raises(OSError, match=match) as caught:
         yield
     assert caught.value.errno == number, errno.errorcode[caught.value.errno or 0]
 

@@ -12,7 +12,7 @@ from inaccfs.inprocess import Mount
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM
 from inaccfs.semantics import V8, V10
 from inaccfs.shim.frameoptions import SimulatedMemory
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import PUNCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 PAGE: Final = 4096
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
-PUNCH: Final = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 # How long a test waits before it fails.
 PATIENCE: Final = 10.0

@@ -10,24 +10,23 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio.testing
 
-from inaccfs.semantics import V8, Semantics
 from inaccfs.shim.acktimeouts import AckTimeouts
 from inaccfs.shim.fetch import INLINE_FETCH_BYTES
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.superblock import Superblock
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
 from tests.unit.control_fakes import BASE, PAGE, FakeFrames, FakeSource
 from tests.unit.fakes import fallocate
 
 if TYPE_CHECKING:
     import pytest
 
+    from inaccfs.semantics import Semantics
     from inaccfs.shim.frames import Extent, Fetched
     from inaccfs.shim.notifiers import Notice
 
 ACK_SECONDS = 10.0
 KEEP = FALLOC_FL_KEEP_SIZE
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 # So many pages are fetched in a thread.
 MANY = INLINE_FETCH_BYTES // PAGE + 1
 SIZE = 4 * MANY
@@ -158,12 +157,6 @@ class World:
             for record in memory.references.describe(holder)
             for at in range(record.count)
         ]
-
-
-def rules(base: type[Semantics] = V8, **chosen: object) -> Semantics:
-    """A version with some of its rules replaced."""
-    made: Semantics = type("Mine", (base,), chosen)()
-    return made
 
 
 _worlds: list[World] = []

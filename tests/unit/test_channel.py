@@ -19,6 +19,7 @@ from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.opens import Opens
 from inaccfs.fuse.seal import Seal
 from inaccfs.fuse.wire import Op
+from inaccfs.syscalls import PUNCH
 from tests.unit.fakes import (
     BATCH_FORGET_IN,
     CREATE_IN,
@@ -51,8 +52,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.trace import Happened
 
 PAGE = 4096
-PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
-# More than the trio loop allocates itself, and enough to be interruptible.
+# More than is dealt with in the trio loop, and more than cannot be interrupted.
 LONG = 8 << 20
 INTERRUPTIBLE = 256 << 20
 
@@ -414,11 +414,11 @@ async def test_a_trace_has_the_pid_of_the_system_call(world: World) -> None:
     """The fake kernel's requests are process 1's."""
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
     found: list[Happened] = []
-    with world.namespace.trace.listening(found.append):
-        await world.kernel.setattr(nodeid, wire.FATTR_SIZE, size=LONG)
-        # In the loop, and in a thread.
-        await world.kernel.fallocate(nodeid, 0, 0, PAGE)
-        await world.kernel.fallocate(nodeid, PUNCH, 0, LONG)
+    world.namespace.trace.listen(found.append)
+    await world.kernel.setattr(nodeid, wire.FATTR_SIZE, size=LONG)
+    # In the loop, and in a thread.
+    await world.kernel.fallocate(nodeid, 0, 0, PAGE)
+    await world.kernel.fallocate(nodeid, PUNCH, 0, LONG)
     assert [(one.what, one.file, one.who) for one in found] == [
         ("truncate", nodeid, 1),
         ("allocate", nodeid, 1),
@@ -438,9 +438,9 @@ async def test_a_trace_has_the_system_calls_that_no_file_allows(world: World) ->
         (Op.COPY_FILE_RANGE, bytes(56)),
     )
     found: list[Happened] = []
-    with world.namespace.trace.listening(found.append):
-        for op, body in requests:
-            await world.kernel.call(op, nodeid, body)
+    world.namespace.trace.listen(found.append)
+    for op, body in requests:
+        await world.kernel.call(op, nodeid, body)
     assert {(one.file, one.who) for one in found} == {(nodeid, 1)}
     assert [(one.what, one.start, one.end, one.error) for one in found] == [
         ("read", PAGE, PAGE + 8, errno.EINVAL),
@@ -1100,10 +1100,11 @@ async def test_other_requests_are_traced_for_who_asks_for_them(world: World) -> 
     found: list[Happened] = []
     plain = list(world.channel.handlers)
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
-    with trace.listening(found.append):
-        await world.kernel.call(Op.GETATTR, nodeid, bytes(16))
-        assert not found
-        assert world.channel.handlers == plain
+    trace.listen(found.append)
+    await world.kernel.call(Op.GETATTR, nodeid, bytes(16))
+    assert not found
+    assert world.channel.handlers == plain
+    trace.stop(found.append)
     trace.listen(found.append, requests=True)
     await world.kernel.call(Op.GETATTR, nodeid, bytes(16))
     await world.kernel.lookup(b"none")

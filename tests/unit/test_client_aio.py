@@ -47,16 +47,8 @@ from tests.unit.client_fakes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
-    with no_fds_leak():
-        made = FakeDaemon(str(tmp_path / "socket"))
-        yield made
-        made.close()
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from inaccfs.client.requests import Pfn
 from inaccfs.control import messages, qmp
 from inaccfs.control.messages import MFD_CLOEXEC
 from inaccfs.errors import InaccfsError
+from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,9 +153,8 @@ def test_each_reply_goes_to_its_command(talk: Talk) -> None:
 
 
 def test_a_name_that_is_no_text_is_refused_before_it_is_sent(talk: Talk) -> None:
-    with pytest.raises(OSError, match="pass the fd") as caught:
+    with refused(errno.EILSEQ, "pass the fd"):
         talk.conversation.start(requests.get_pfn("/\udcff", 0))
-    assert caught.value.errno == errno.EILSEQ
     assert talk.sent() == []
 
 
@@ -469,9 +469,8 @@ def test_surplus_fds_are_closed(talk: Talk) -> None:
 def test_a_return_without_its_fd_is_an_error(talk: Talk) -> None:
     call = talk.conversation.start(requests.get_memory("/a"))
     talk.returns(1, {})
-    with pytest.raises(OSError, match="too many") as caught:
+    with refused(errno.EMFILE, "too many"):
         call.result()
-    assert caught.value.errno == errno.EMFILE
 
 
 def test_an_fd_to_be_sent_is_the_cores_own(talk: Talk) -> None:
@@ -515,9 +514,8 @@ def test_a_child_calls_no_callback_of_its_parent(talk: Talk) -> None:
 def test_a_file_that_is_not_open_cannot_be_sent(talk: Talk) -> None:
     fd = new_fd()
     os.close(fd)
-    with pytest.raises(OSError, match=r".") as caught:
+    with refused(errno.EBADF):
         talk.conversation.start(requests.get_fd("x", fd))
-    assert caught.value.errno == errno.EBADF
     assert talk.sent() == []
 
 

@@ -15,13 +15,12 @@ from inaccfs.client import aio
 from inaccfs.client.errors import ClientClosedError, ConnectionLostError
 from inaccfs.control import messages
 from inaccfs.control.messages import TraceRecord, TraceStart, TraceStop, TraceSummary
-from tests.unit.client_fakes import FakeDaemon, Peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from inaccfs.client.tracing import Trace
+    from tests.unit.client_fakes import FakeDaemon, Peer
 
 
 def records(*times: int) -> messages.Trace:
@@ -30,13 +29,9 @@ def records(*times: int) -> messages.Trace:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
-    made = FakeDaemon(str(tmp_path / "control"))
-    made.handlers[TraceStop] = lambda *_: TraceSummary(records=2, lost=7)
-    try:
-        yield made
-    finally:
-        made.close()
+def daemon(daemon: FakeDaemon) -> FakeDaemon:
+    daemon.handlers[TraceStop] = lambda *_: TraceSummary(records=2, lost=7)
+    return daemon
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,15 +13,7 @@ from inaccfs.control.outlet import Outlet
 from tests.unit.client_fakes import no_fds_leak
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        yield ours, theirs
+    import socket
 
 
 @pytest.mark.parametrize("with_fd", [False, True], ids=["bytes", "fd"])

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from inaccfs.fuse.closing import Closer
-from inaccfs.shim.file import INLINE_BYTES
+from inaccfs.shim.filestate import INLINE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +64,13 @@ class HeldThreads:
         self._waiting: list[trio.Event] = []
 
     async def __call__(
-        self, function: Callable[[], None], *, limiter: trio.CapacityLimiter
+        self,
+        function: Callable[[], None],
+        *,
+        limiter: trio.CapacityLimiter,
+        abandon_on_cancel: bool,
     ) -> None:
+        assert not abandon_on_cancel
         let_go = trio.Event()
         self._waiting.append(let_go)
         await let_go.wait()
@@ -145,7 +150,7 @@ async def test_without_a_thread_it_waits_for_one(
     left = 3
 
     async def run_sync(
-        function: Callable[[], None], *, limiter: trio.CapacityLimiter
+        function: Callable[[], None], *, limiter: trio.CapacityLimiter, **_: object
     ) -> None:
         nonlocal left
         left -= 1

@@ -27,6 +27,7 @@ from inaccfs.shim import freezing
 from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE, controlling
 from tests.unit.fakes import fallocate
+from tests.unit.one_file import mine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,10 +49,9 @@ async def serving(
     **chosen: object,
 ) -> AsyncIterator[Control]:
     """A control socket with these rules, and a file of eight pages, /guest."""
-    rules: Semantics = type("Mine", (base,), chosen)()
     with trio.fail_after(10):
         path = str(tmp_path / "control")
-        async with controlling(path, backing, policy, rules) as control:
+        async with controlling(path, backing, policy, mine(base, **chosen)) as control:
             control.make("guest", PAGES)
             yield control
 
@@ -72,10 +72,10 @@ async def attributes(peer: Peer) -> list[tuple[int, int, bool]]:
 
 
 def shim_of(control: Control) -> InaccessibleFile:
-    ((_, _, file, _),) = [
-        each for each in control.server.context.files.all() if each[0] == "/guest"
+    (found,) = [
+        each for each in control.server.context.files.all() if each.name == "/guest"
     ]
-    return file
+    return found.file
 
 
 # --- conversions ----------------------------------------------------------------------
@@ -346,7 +346,7 @@ async def test_a_freeze_waits_for_what_runs_and_nothing_is_allocated_after_it(
         control.peer() as peer,
     ):
         opened = control.server.context.files.open_path("/guest")
-        file, superblock = opened.file, control.server.context.superblock
+        file = opened.file
         outcomes: list[str] = []
 
         async def allocate() -> None:
@@ -357,7 +357,7 @@ async def test_a_freeze_waits_for_what_runs_and_nothing_is_allocated_after_it(
                 outcomes.append(exc.strerror or "")
 
         async def freeze() -> None:
-            await freezing.freeze(superblock, file, peer)
+            await freezing.freeze(file, peer)
             outcomes.append("frozen")
 
         async with trio.open_nursery() as nursery:
@@ -368,7 +368,7 @@ async def test_a_freeze_waits_for_what_runs_and_nothing_is_allocated_after_it(
                 await trio.testing.wait_all_tasks_blocked()
                 assert "frozen" not in outcomes
         assert sorted(outcomes) == ["Operation not permitted", "frozen"]
-        freezing.release(superblock, file, peer)
+        freezing.release(file, peer)
         opened.close()
 
 

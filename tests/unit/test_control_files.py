@@ -18,7 +18,7 @@ import trio.testing
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.fuse.nodes import let_go
 from inaccfs.shim.slices import Slices
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
 from tests.unit import fakes
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import Node
-
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 
 @pytest.fixture

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
 
 import pytest
 
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.outlet import Outlet
 from inaccfs.control.peeroutlet import Backlog, PeerOutlet
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        yield ours, theirs
 
 
 def received(theirs: socket.socket) -> bytes:

@@ -17,7 +17,6 @@ from inaccfs.control.qmp import NO_ID
 from inaccfs.control.request import NO_FD, Answer, Request
 from inaccfs.semantics import (
     V7,
-    V8,
     V10,
     VERSIONS,
     Bind,
@@ -27,6 +26,7 @@ from inaccfs.semantics import (
 )
 from tests.unit.control_fakes import BASE, PAGE, controlling
 from tests.unit.fakes import fallocate
+from tests.unit.one_file import mine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -46,11 +46,6 @@ async def serving(
         async with controlling(path, backing, policy, rules) as control:
             control.make("guest", 8)
             yield control
-
-
-def mine(base: type[Semantics] = V8, **chosen: object) -> Semantics:
-    made: Semantics = type("Mine", (base,), chosen)()
-    return made
 
 
 # --- query-semantics ----------------------------------------------------------------

@@ -16,27 +16,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from inaccfs.errors import BusError, PinnedError
-from inaccfs.inprocess import Mount
 from inaccfs.semantics import InPlaceNext, InPlaceV8, Semantics
 from inaccfs.syscalls import PUNCH
+from tests.unit.one_file import PAGE, OneFile, mine, one_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.inprocess import Client, File
     from inaccfs.inprocess.pages import SharedWindow
-
-PAGE = 4096
 
 both = pytest.mark.parametrize("base", [InPlaceV8, InPlaceNext])
 
 
 @dataclass
-class World:
-    mount: Mount
-    fd: int
-    client: Client
-    file: File
+class World(OneFile):
     # The guest's memory.
     memory: int
     host: SharedWindow
@@ -85,17 +78,11 @@ class World:
 
 @contextmanager
 def world(base: type[Semantics], pages: int = 1, **chosen: object) -> Iterator[World]:
-    rules: Semantics = type("Mine", (base,), chosen)()
-    with Mount(rules) as mount:
-        fd = mount.memfd_create("guest", pages * PAGE)
-        client = mount.connect()
-        file = client.file(fd)
-        memory = file.get_memory()
-        file.bind(0, pages, lambda start, end: None)
-        yield World(mount, fd, client, file, memory, file.shared_window())
+    with one_file(mine(base, **chosen), pages) as it:
+        memory = it.file.get_memory()
+        it.file.bind(0, pages, lambda start, end: None)
+        yield World(**vars(it), memory=memory, host=it.file.shared_window())
         os.close(memory)
-        client.close()
-        os.close(fd)
 
 
 @both

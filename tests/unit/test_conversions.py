@@ -10,6 +10,7 @@ import pytest
 
 from inaccfs.errors import PageError, PinnedError
 from inaccfs.semantics import (
+    V7,
     V8,
     GuestMemfd,
     GuestMemfd72,
@@ -238,6 +239,19 @@ def test_pins_go_with_their_client() -> None:
         it.file.set_memory_attributes(0, SIZE, True)
 
 
+def test_a_pin_locks_no_page_where_get_pfn_does() -> None:
+    """A lock ends with put-pfn, and is waited for; a pin may never end."""
+    with world(V7, mmap="shared", initial="shared") as it:
+        pinned = it.file.pin_pages(3)
+        got = it.file.get_pfn(3)
+        with refused(errno.EAGAIN):
+            it.file.get_pfn(3)
+        it.file.put_pfn(got.pfn)
+        # Nobody is waited for, and evicted.
+        it.mount.fallocate(it.fd, PUNCH, 3 * PAGE, PAGE)
+        it.file.unpin_pages(pinned)
+
+
 # --- content ------------------------------------------------------------------------
 
 
@@ -355,6 +369,27 @@ def test_events_of_a_huge_page_are_rounded_out_to_it() -> None:
             ("start", 0, HUGE),
             ("end", 0, HUGE),
         ]
+
+
+def test_events_of_a_huge_page_say_which_mappings_have_to_go() -> None:
+    with world(HugetlbRfc, 2 * HUGE) as it:
+        found: list[tuple[int, ...] | None] = []
+        for start, end in ((0, HUGE // 2), (HUGE // 2, 2 * HUGE)):
+            it.file.bind(
+                *(start, end, print),
+                invalidate_start=lambda start, end, zaps: found.append(zaps),
+                invalidate_end=lambda start, end, zaps: found.append(zaps),
+                with_zaps=True,
+            )
+        # The second of these is bound to none of them.
+        it.file.set_memory_attributes(5, 2, False)
+        middle = HUGE // 2
+        assert found == [(5, 7), (middle, middle)] * 2
+        found.clear()
+        # Whole huge pages, and punches.
+        it.file.set_memory_attributes(HUGE, HUGE, False)
+        it.mount.fallocate(it.fd, PUNCH, HUGE * PAGE, HUGE * PAGE)
+        assert found == [None] * 4
 
 
 def test_one_huge_page_after_the_other_and_an_error_leaves_the_earlier_ones() -> None:

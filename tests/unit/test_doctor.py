@@ -13,6 +13,7 @@ import pytest
 
 from inaccfs import doctor
 from inaccfs.cli import main
+from inaccfs.cli.doctor import as_text
 from inaccfs.doctor import Finding
 from inaccfs.machine import Machine
 
@@ -48,6 +49,7 @@ class Pretended(Machine):
     initial: bool = True
     frames: bool = True
     kvm: str = ""
+    namespaces: str = ""
     linux: str = "6.12.1"
     writable: bool = True
 
@@ -82,6 +84,9 @@ class Pretended(Machine):
     def _try(self, name: str) -> OSError | None:
         number = self.refusals.get(name)
         return None if number is None else OSError(number, os.strerror(number))
+
+    def user_namespaces(self) -> str:
+        return self.namespaces
 
     def try_device(self, path: str) -> OSError | None:
         return self._try(path)
@@ -175,7 +180,15 @@ def test_a_machine_that_has_everything() -> None:
             Pretended(effective=0, limits={resource.RLIMIT_MEMLOCK: 65536}),
             *("locked memory", "limited", "ulimit -Hl"),
         ),
-        (Pretended(effective=0), "private tmpfs", "limited", "unshare"),
+        (
+            Pretended(effective=0, namespaces="unshare: EPERM"),
+            *("private tmpfs", "limited", "user.max_user_namespaces"),
+        ),
+        (
+            # Of a user namespace, and not of the machine.
+            Pretended(initial=False, limits={resource.RLIMIT_MEMLOCK: 65536}),
+            *("locked memory", "limited", "ulimit -Hl"),
+        ),
         (Pretended(writable=False), "sockets and logs", "limited", "XDG_RUNTIME_DIR"),
     ],
 )
@@ -196,6 +209,11 @@ def test_a_plain_user_cannot_mount_without_fusermount3() -> None:
     assert "not setuid" in lacking(machine)["fusermount3"].found
 
 
+def test_a_plain_user_has_a_tmpfs_in_a_user_namespace() -> None:
+    machine = Pretended(user=1000, effective=0)
+    assert "private tmpfs" not in lacking(machine)
+
+
 def test_root_is_warned_of_a_device_that_others_cannot_open() -> None:
     machine = Pretended()
     machine.files["/dev/fuse"] = result(stat.S_IFCHR | 0o600)
@@ -214,3 +232,28 @@ def test_this_machine_can_be_examined_and_nothing_changes(
     assert main(["doctor"]) == status
     text = capsys.readouterr().out
     assert all(one.found in text for one in shown)
+
+
+@pytest.mark.parametrize("width", [80, 70, 200])
+def test_lines_fit_the_terminal(width: int) -> None:
+    lacks_all = Pretended(
+        effective=0,
+        namespaces="unshare: unshare failed: Operation not permitted",
+        refusals=dict.fromkeys(("/dev/fuse", "io_uring", "cachestat"), errno.EPERM),
+        frames=False,
+        kvm="/dev/kvm: No such file or directory",
+        limits={resource.RLIMIT_NOFILE: 1024, resource.RLIMIT_MEMLOCK: 65536},
+        writable=False,
+        linux="6.8.0-45-generic-with-a-long-name",
+        user=1000,
+    )
+    found = doctor.examine(lacks_all)
+    text = as_text(found, width)
+    assert max(map(len, text.splitlines())) <= width
+    # Nothing is lost, and no option or path is cut in two.
+    words = text.split()
+    for one in found:
+        for part in (one.found, one.without, one.fix):
+            assert set(part.split()) <= set(words)
+    # In a pipe each text is in one line.
+    assert all(one.fix in as_text(found) for one in found)

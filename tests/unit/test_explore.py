@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from inaccfs.explore import carriers
-from inaccfs.explore.checking import check
 from inaccfs.explore.scenarios import SCENARIOS, Mapped
 from inaccfs.explore.search import Case, Limits, Outcome, ScenarioError, explore
 from inaccfs.semantics import V7, V8, V10, Bind, GuestMemfd, Semantics
+from tests.explore_checking import check
 
 UAF, STALE, UNPAIRED = "use-after-free", "stale-mapping", "unpaired"
 READ = "unexplained-read"

@@ -191,6 +191,12 @@ def test_a_wrong_order(
     assert shown.kind in found(shown)
 
 
+def test_who_waits_for_ever_is_not_shown_for_long() -> None:
+    shown = explore(Case(SCENARIOS["punch"], V10(), "no-end"), SOON).found[EVER]
+    lines, _ = shown.size
+    assert lines < 60
+
+
 def test_a_bug_of_the_guest_is_one_of_the_scenario(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

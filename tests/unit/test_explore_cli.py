@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,10 +18,11 @@ import pytest
 import inaccfs
 from inaccfs.cli import main
 from inaccfs.errors import OptionError
-from inaccfs.explore import assert_clean, carriers
+from inaccfs.explore import assert_clean, carriers, search
 from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS, Mapped
 from inaccfs.explore.timeline import Line, Timeline, as_columns
+from inaccfs.explore.trial import ends_in_time
 from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import V8, V10
 
@@ -139,9 +141,9 @@ def test_a_bound_is_told(run: Run) -> None:
     [
         (["pnch"], "unknown scenario 'pnch': did you mean punch?"),
         (["punch", "--kvm", "weak"], "unknown KVM 'weak'"),
-        (["punch", "--seconds", "0"], "is no number of seconds"),
+        (["punch", "--seconds", "0"], "is not a number of seconds"),
         (["punch", "--preemptions", "-1"], "is no number of preemptions"),
-        (["punch", "--seconds", "nan"], "is no number of seconds"),
+        (["punch", "--seconds", "nan"], "is not a number of seconds"),
         (["punch", "--kvm", ""], "unknown KVM"),
         (["--seconds", "1"], "give a scenario"),
         (["--kvm", "no-retry"], "give a scenario"),
@@ -182,7 +184,8 @@ def test_the_replay_of_another_version_is_refused(run: Run) -> None:
         ("def actor_a(self, x): pass", "missing 1 required positional argument"),
         ("def actor_a(self): self.punch(self.fd, 1, 1)", "no pages from 1 to 1"),
         ("def actor_a(self): self.punch(0, 0, 1)", "no file of the scenario"),
-        ("def actor_a(self): self.file(pages=513)", "give 0 to 512"),
+        ("def actor_a(self): self.truncate(self.fd, 513)", "give 0 to 512"),
+        ("import os\ndef actor_a(self): self.os.close(self.fd)", "what is not its own"),
         ("def actor_a(self): pass\ndef always(self): 1 / 0", "ZeroDivisionError"),
         ("def actor_a(self): pass\ndef setup(self): 1 / 0", "setup: mine.py line"),
         ("def actor_a(self): pass\ndef always(self): assert 0", "before any actor"),
@@ -432,3 +435,100 @@ def test_columns_are_those_of_the_actors() -> None:
     at = head.index("an.actor")
     assert lines[1][:at].split() == ["2"]
     assert lines[1][at:] == "answers"
+
+
+# --- calls in vain, and code without an end -------------------------------------------
+
+
+def test_calls_that_are_always_refused_are_told(run: Run) -> None:
+    """A verdict that says little, as nothing was converted, says so."""
+    words = ("convert-in-place", "--semantics", "v8")
+    said = "always refused: convert: conversion of pages [0, 1) to shared: "
+    status, out, err = run(*words)
+    assert (status, said in out, err) == (0, True, "")
+    assert "clean, but calls are always refused" in out
+    status, out, err = run(*words, "--json")
+    assert (row_of(out)["verdict"], said in err) == ("clean", True)
+    status, out, _ = run("convert-in-place", "--semantics", "v8", "--semantics", "v9")
+    assert re.search(r"^always refused: .* \(v8, v9\)$", out, re.MULTILINE)
+    _, out, err = run("convert-in-place", "--semantics", "in-place-v8")
+    assert "refused" not in out + err
+
+
+SAME_PAGE = """
+def setup(self):
+    self.fd = self.file(pages=1)
+    for name in "one", "two":
+        self.slot(self.vm(name), self.fd)
+def actor_a(self):
+    self.punch(self.fd, 0, 1)
+"""
+
+
+def test_a_version_that_refuses_a_scenario_is_a_row(
+    run: Run, scenario: Callable[[str], str]
+) -> None:
+    mine = scenario(SAME_PAGE)
+    words = (mine, "--semantics", "bind", "--semantics", "v10")
+    status, out, err = run(*words)
+    _, bind, v10 = out.splitlines()
+    assert bind.endswith("refused: pages 0 to 1 are bound already: unbind them")
+    assert (status, v10.split()[-1], err) == (4, "clean", "")
+    status, out, err = run(*words, "--json")
+    assert (status, row_of(out)["semantics"]) == (4, "v10")
+    assert "bind: Mine: setup: mine.py line" in err
+    status, _, err = run(mine, "--semantics", "bind")
+    assert (status, "pages 0 to 1 are bound already" in err) == (4, True)
+
+
+@pytest.mark.parametrize("greenlets", [True, False])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def actor_a(self): sum(range(10**12))",
+        "sum(range(10**12))\ndef actor_a(self): pass",
+        "def actor_a(self):\n    while True: pass",
+        "def actor_a(self):\n    import threading\n    threading.Event().wait()",
+    ],
+    ids=["in C", "in the class", "in Python", "a wait"],
+)
+def test_code_without_an_end_is_status_4(
+    run: Run,
+    scenario: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    greenlets: bool,
+) -> None:
+    monkeypatch.setattr(search, "MOST_SECONDS", 0.5)
+    if not greenlets:
+        monkeypatch.setattr(carriers, "greenlet", None)
+    status, _, err = run(scenario(text), "--semantics", "v10")
+    assert (status, "more than 0.5 seconds: it spins" in err) == (4, True), err
+
+
+def test_a_trial_ends_what_only_a_signal_ends() -> None:
+    assert ends_in_time(lambda: None, 60)
+    assert ends_in_time(lambda: 1 / 0, 60)
+    assert not ends_in_time(lambda: sum(range(10**12)), 0.2)
+
+
+def test_a_trace_does_not_wait_for_who_reads_it(run: Run, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    status, _, err = run("mapped", "--semantics", "v8", "--trace", str(fifo))
+    assert (status, "cannot write" in err) == (2, True)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status, _, err = run("mapped", "--semantics", "v8", "--trace", str(fifo))
+        assert (status, err) == (1, "")
+        assert json.loads(os.read(reader, 1 << 20))["traceEvents"]
+    finally:
+        os.close(reader)
+
+
+def test_a_replay_id_that_was_changed_is_told(run: Run) -> None:
+    words = ("mapped", "--semantics", "v8")
+    _, out, _ = run(*words, "--json")
+    name = row_of(out)["replay"]
+    status, _, err = run(*words, "--replay", f"{name}Z")
+    assert (status, "the replay ID was changed, or the scenario" in err) == (4, True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from inaccfs.explore.invariants import KINDS
 from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS
+from inaccfs.explore.schedule import KINDS
 from inaccfs.explore.search import Case, Limits, explore
 from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import VERSIONS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import socket
 import subprocess
@@ -86,14 +87,22 @@ def test_what_actors_change_untracked_is_refused_by_name(
     assert f"an actor changes {name}, which" in explored(does)
 
 
+def begin_and_end() -> None:
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+
+
 @pytest.mark.parametrize(
     ("does", "said"),
     [
         (lambda _: socket.socket(), "a: it makes sockets"),
         (lambda _: threading.Timer(0.2, int).start(), "it starts threads"),
+        (lambda _: begin_and_end(), "a: it starts threads"),
         (lambda _: subprocess.run(["true"], check=True), "a: it starts processes"),
+        (lambda _: os.system("true"), "a: it starts processes"),
     ],
-    ids=["socket", "thread", "process"],
+    ids=["socket", "thread", "short thread", "process", "shell"],
 )
 def test_threads_sockets_and_processes_are_refused(
     does: Callable[[Mine], object], said: str
@@ -101,6 +110,36 @@ def test_threads_sockets_and_processes_are_refused(
     assert said in explored(does)
     # Afterwards they are not.
     socket.socket().close()
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        (lambda one: one.one.stats, "PageTable.count is shared"),
+        (lambda one: one.one.runs(), "PageTable.copy is shared"),
+        (lambda one: one.one.runs(0, 1), "PageTable.walked is shared"),
+        (lambda one: one.one.client.query_pins(), "query_pins reads what"),
+        (lambda one: one.file(pages=1), "an actor calls file(), which is for setup()"),
+        (lambda one: one.vm(), "an actor calls vm(), which is for setup()"),
+    ],
+    ids=["stats", "runs", "some runs", "pins", "file", "vm"],
+)
+def test_what_is_not_tracked_is_not_read_or_made(
+    does: Callable[[Mine], object], said: str
+) -> None:
+    assert said in explored(does)
+
+
+def test_always_may_wait_for_nobody() -> None:
+    class Waits(Mine):
+        def always(self) -> None:
+            self.one.is_private(0)
+            assert self.one.stats.faults < 100
+
+    with pytest.raises(
+        ScenarioError, match=r"always\(\) may wait for nobody, and takes"
+    ):
+        explore(Case(Waits, V10()), Limits(seconds=None))
 
 
 def test_a_scenario_that_is_not_the_same_each_time_is_refused_with_the_step() -> None:
@@ -117,7 +156,7 @@ def test_a_scenario_that_is_not_the_same_each_time_is_refused_with_the_step() ->
 
 
 def test_a_scenario_that_spins_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_STEP_SECONDS", 0.3)
+    monkeypatch.setattr(search, "MOST_SECONDS", 0.3)
 
     def does(_: Mine) -> None:
         while True:

@@ -14,10 +14,11 @@ import trio.testing
 from inaccfs import syscalls
 from inaccfs.semantics import V8
 from inaccfs.shim.allocating import PIECE_BYTES, SHORT_BYTES
-from inaccfs.shim.file import INLINE_BYTES, InaccessibleFile
+from inaccfs.shim.file import InaccessibleFile
+from inaccfs.shim.filestate import INLINE_BYTES
 from inaccfs.shim.loop import first_of
 from inaccfs.shim.superblock import Superblock
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, PUNCH
 from tests.unit.fakes import (
     BlockedAllocator,
     BlockedCall,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 PAGE = 4096
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 LONG = SHORT_BYTES + PAGE
 
 
@@ -128,7 +128,7 @@ async def test_a_long_allocation_is_the_allocators(
         nursery.start_soon(fallocate, file, mode, PAGE, LONG, trio.Event())
         await blocked.entered.wait()
         assert blocked.arguments == (file.fd, mode, PAGE, LONG)
-        assert file.turn in file._superblock.busy
+        assert file.turn in file.superblock.busy
         assert file.turn.undoing is None
         blocked.let_go()
     assert not file.turn.taken
@@ -216,7 +216,7 @@ async def test_of_several_long_operations_each_waits_for_its_turn(
             nursery.start_soon(fallocate, file, 0, 0, LONG, trio.Event())
         await trio.testing.wait_all_tasks_blocked()
         blocked.let_go()
-    assert not file._superblock.busy
+    assert not file.superblock.busy
     assert blocked.most == 1
 
 
@@ -260,7 +260,7 @@ async def test_a_call_that_waits_for_a_busy_file_can_be_interrupted(
             await trio.testing.wait_all_tasks_blocked()
             interrupted.set()
         # The first one goes on.
-        assert file.turn in file._superblock.busy
+        assert file.turn in file.superblock.busy
         blocked.let_go()
 
 
@@ -274,7 +274,7 @@ async def test_a_bug_in_a_long_operation_does_not_leave_the_file_busy(
     with pytest.raises(RuntimeError):
         await fallocate(file, PUNCH, 0, LONG, trio.Event())
     await file.turn.wait()
-    assert not file._superblock.busy
+    assert not file.superblock.busy
 
 
 # --- interrupting -----------------------------------------------------------------
@@ -306,7 +306,7 @@ async def test_an_interrupted_call_returns_before_the_file_has_settled(
         assert os.fstat(file.fd).st_size == 0
         blocked.undoing.end()
     assert file.turn.undoing is None
-    assert not file._superblock.busy
+    assert not file.superblock.busy
     assert os.fstat(file.fd).st_size == PAGE
 
 
@@ -329,7 +329,7 @@ async def test_an_interrupt_before_the_call_is_not_lost(
     interrupted.set()
     with refused(errno.EINTR):
         await fallocate(file, 0, 0, LONG, interrupted)
-    assert not file._superblock.busy
+    assert not file.superblock.busy
 
 
 async def test_a_cancelled_allocation_leaves_no_busy_file(
@@ -341,7 +341,7 @@ async def test_a_cancelled_allocation_leaves_no_busy_file(
         await blocked.entered.wait()
         nursery.cancel_scope.cancel()
     assert blocked.cancelled
-    assert not file._superblock.busy
+    assert not file.superblock.busy
 
 
 # --- where an interrupted allocation is kept ----------------------------------------
@@ -376,8 +376,8 @@ async def test_an_interrupt_leaves_the_pieces_that_are_allocated(
             trio.from_thread.run_sync(interrupted.set, trio_token=token)
 
     monkeypatch.setattr("inaccfs.shim.allocating.PIECE_BYTES", 8 * PAGE)
-    monkeypatch.setattr("inaccfs.shim.file.INLINE_BYTES", PAGE)
-    file = InaccessibleFile(keeping.fd, keeping._superblock)
+    monkeypatch.setattr("inaccfs.shim.filestate.INLINE_BYTES", PAGE)
+    file = InaccessibleFile(keeping.fd, keeping.superblock)
     monkeypatch.setattr(syscalls, "fallocate", allocate)
     with refused(errno.EINTR):
         await fallocate(file, FALLOC_FL_KEEP_SIZE, PAGE, 20 * PAGE, interrupted)

@@ -13,6 +13,7 @@ from inaccfs import mmcalls, syscalls
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.shim.holes import first_hole
+from inaccfs.syscalls import PUNCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,8 +100,7 @@ def test_the_first_of_any_holes_is_found(fd: int) -> None:
     holes: set[int] = set()
     for _ in range(40):
         holes.add(page := dice.randrange(PAGES))
-        mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
-        syscalls.fallocate(fd, mode, page * PAGE, PAGE)
+        syscalls.fallocate(fd, PUNCH, page * PAGE, PAGE)
         start = dice.randrange(PAGES)
         end = dice.randrange(start, PAGES + 1)
         wanted = min((one for one in holes if start <= one < end), default=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING
@@ -17,25 +16,19 @@ from inaccfs.client.notifying import Options
 from inaccfs.inprocess import Mount
 from inaccfs.semantics import V7, V8, V9, V10, Bind, GuestMemfd, Semantics
 from inaccfs.shim.frameoptions import SimulatedMemory
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from tests.unit.fakes import refused
+from tests.unit.one_file import PAGE, one_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from concurrent.futures import ThreadPoolExecutor
 
     from inaccfs.client.notifying import Callback
     from inaccfs.inprocess import Due, File, Notifier
 
-PAGE = 4096
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 PATIENCE = 10.0
 # Each page has a folio of its own.
 SMALL = SimulatedMemory(order=0)
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as made:
-        yield made
 
 
 class Events(Options, total=False):
@@ -56,10 +49,6 @@ def events(seen: list[tuple[str, int, int]]) -> Events:
         "invalidate_end": note("invalidate_end"),
         "error": note("error"),
     }
-
-
-def punch(mount: Mount, fd: int, start: int, end: int) -> None:
-    mount.fallocate(fd, PUNCH, start * PAGE, (end - start) * PAGE)
 
 
 def listen(file: File, seen: list[tuple[str, int, int]]) -> Notifier:
@@ -87,35 +76,29 @@ def test_a_punch_sends_the_events_of_the_rules_and_removes_the_pages(
     semantics: Semantics, expected: list[str], pages: int
 ) -> None:
     seen: list[tuple[str, int, int]] = []
-    with Mount(semantics, memory=SMALL) as mount:
-        fd = mount.memfd_create("file", 4096 * PAGE)
-        client = mount.connect()
-        file = client.file(fd)
+    with one_file(semantics, memory=SMALL, pages=4096) as it:
+        file = it.file
         notifier = listen(file, seen)
         pfn = file.get_pfn(3).pfn
         if semantics.keeps_references:
             file.put_pfn(pfn)
-        punch(mount, fd, 0, 2 + pages)
+        it.punch(0, 2 + pages)
         end = 16 if semantics.reported == "clipped" and pages > 16 else 2 + pages
         assert seen == [(name, 0, end) for name in expected]
-        assert client.query_pins().extents == []
+        assert it.client.query_pins().extents == []
         notifier.unregister()
-        punch(mount, fd, 0, 2)
+        it.punch(0, 2)
         assert len(seen) == len(expected)
-        client.close()
-        os.close(fd)
 
 
 def test_poison_is_reported_as_an_error() -> None:
     seen: list[tuple[str, int, int]] = []
-    with Mount(V10()) as mount:
-        fd = mount.memfd_create("file", 16 * PAGE)
-        file = mount.connect().file(fd)
+    with one_file(V10()) as it:
+        file = it.file
         listen(file, seen)
         file.put_pfn(file.get_pfn(3).pfn)
         file.memory_failure(3)
         assert seen == [("error", 3, 4)]
-        os.close(fd)
 
 
 def test_frames_that_are_taken_and_freed_are_heard_of() -> None:
@@ -124,15 +107,13 @@ def test_frames_that_are_taken_and_freed_are_heard_of() -> None:
     def watch(taken: bool, start: int, count: int) -> None:
         heard.append((taken, start, count))
 
-    with Mount(memory=SMALL, on_frames=watch) as mount:
-        fd = mount.memfd_create("file", 16 * PAGE)
-        file = mount.connect().file(fd)
+    with one_file(memory=SMALL, on_frames=watch) as it:
+        file = it.file
         pfn = file.get_pfn(3).pfn
-        punch(mount, fd, 0, 16)
+        it.punch(0, 16)
         assert heard == [(True, 0, 1)], "it is still referenced"
         file.put_pfn(pfn)
         assert heard == [(True, 0, 1), (False, 0, 1)]
-        os.close(fd)
 
 
 @pytest.mark.parametrize("end", ["close", "disconnect"])
@@ -145,19 +126,17 @@ def test_frames_are_freed_when_the_last_client_that_refers_to_them_ends(
         if not is_taken:
             freed.append(frame)
 
-    with Mount(memory=SMALL, on_frames=watch) as mount:
-        fd = mount.memfd_create("file", 16 * PAGE)
-        client = mount.connect()
-        client.file(fd).get_pfn(3)
-        punch(mount, fd, 0, 16)
+    with one_file(memory=SMALL, on_frames=watch) as it:
+        client = it.client
+        it.file.get_pfn(3)
+        it.punch(0, 16)
         assert freed == []
         if end == "close":
             client.close()
         else:
-            with mount.loop.inside():
+            with it.mount.loop.inside():
                 client.disconnect("a test")
         assert len(freed) == 1
-        os.close(fd)
 
 
 @pytest.mark.parametrize("semantics", [V8(), V10()], ids=["v8", "v10"])
@@ -170,23 +149,21 @@ def test_on_change_is_called_before_the_change(semantics: Semantics, how: str) -
         size = "free"
 
     def on_change(_: int, offset: int, length: int) -> None:
-        ((_, file),) = mount.files()
+        ((_, file),) = it.mount.files()
         assert file.pages.memory is not None
         changes.append((offset, length, len(seen), file.pages.memory.frames.pages))
 
-    with Mount(Free(), memory=SMALL, on_change=on_change) as mount:
-        fd = mount.memfd_create("file", 16 * PAGE)
-        file = mount.connect().file(fd)
+    with one_file(Free(), memory=SMALL, on_change=on_change) as it:
+        file = it.file
         listen(file, seen)
         file.put_pfn(file.get_pfn(15).pfn)
         if how == "punch":
-            punch(mount, fd, 8, 16)
+            it.punch(8, 16)
         else:
-            mount.ftruncate(fd, 8 * PAGE)
+            it.mount.ftruncate(it.fd, 8 * PAGE)
         # A start has been sent by then, and the page is still there.
         starts = int(semantics.order == "bracket")
         assert changes == [(8 * PAGE, 8 * PAGE, starts, 1)]
-        os.close(fd)
 
 
 # --- callbacks ------------------------------------------------------------------------
@@ -194,22 +171,17 @@ def test_on_change_is_called_before_the_change(semantics: Semantics, how: str) -
 
 def test_a_callback_may_ask_the_client() -> None:
     found: list[int] = []
-    with Mount() as mount:
-        fd = mount.memfd_create("file", 16 * PAGE)
-        client = mount.connect()
-        file = client.file(fd)
+    with one_file() as it:
+        file = it.file
         file.register_notifier(lambda start, end: found.append(file.get_pfn(end).pfn))
-        punch(mount, fd, 0, 1)
+        it.punch(0, 1)
         file.put_pfn(found[0])
-        client.close()
-        os.close(fd)
 
 
 def test_a_callback_may_unregister_itself() -> None:
     seen: list[int] = []
-    with Mount(V10()) as mount:
-        fd = mount.memfd_create("file", 16 * PAGE)
-        file = mount.connect().file(fd)
+    with one_file(V10()) as it:
+        file = it.file
 
         def leave(start: int, end: int) -> None:
             seen.append(start)
@@ -218,25 +190,22 @@ def test_a_callback_may_unregister_itself() -> None:
         notifier = file.register_notifier(
             invalidate_start=leave, invalidate_end=lambda *_: seen.append(-1)
         )
-        punch(mount, fd, 2, 3)
-        punch(mount, fd, 4, 5)
+        it.punch(2, 3)
+        it.punch(4, 5)
         assert seen == [2]
         assert not notifier.registered
-        os.close(fd)
 
 
 def test_an_exception_of_a_callback_is_raised_by_unregister() -> None:
-    """As in the other clients, the caller that punches does not see it."""
-    with Mount() as mount:
-        fd = mount.memfd_create("file", 16 * PAGE)
-        file = mount.connect().file(fd)
+    """As in a client: the caller that punches does not see it."""
+    with one_file() as it:
+        file = it.file
         notifier = file.register_notifier(lambda *_: 1 // 0)
-        punch(mount, fd, 0, 1)
-        punch(mount, fd, 0, 1)
+        it.punch(0, 1)
+        it.punch(0, 1)
         with pytest.raises(ZeroDivisionError):
             notifier.unregister()
         notifier.unregister()
-        os.close(fd)
 
 
 def test_events_may_be_delivered_later(pool: ThreadPoolExecutor) -> None:
@@ -249,11 +218,9 @@ def test_events_may_be_delivered_later(pool: ThreadPoolExecutor) -> None:
         come.set()
 
     seen: list[tuple[str, int, int]] = []
-    with Mount() as mount:
-        fd = mount.memfd_create("file", 16 * PAGE)
-        file = mount.connect(deliver).file(fd)
-        listen(file, seen)
-        running = pool.submit(punch, mount, fd, 0, 1)
+    with one_file() as it:
+        listen(it.mount.connect(deliver).file(it.fd), seen)
+        running = pool.submit(it.punch, 0, 1)
         assert come.wait(PATIENCE)
         assert not running.done()
         due[0].call()
@@ -261,7 +228,6 @@ def test_events_may_be_delivered_later(pool: ThreadPoolExecutor) -> None:
         assert not running.done()
         due[0].answer()
         running.result(PATIENCE)
-        os.close(fd)
 
 
 # --- several threads ------------------------------------------------------------------
@@ -275,12 +241,10 @@ def test_others_go_on_while_a_callback_runs(pool: ThreadPoolExecutor) -> None:
         inside.set()
         assert go.wait(PATIENCE)
 
-    with Mount() as mount:
-        fd = mount.memfd_create("file", 16 * PAGE)
-        client = mount.connect()
-        file = client.file(fd)
+    with one_file() as it:
+        file = it.file
         notifier = file.register_notifier(hold)
-        running = pool.submit(punch, mount, fd, 0, 1)
+        running = pool.submit(it.punch, 0, 1)
         assert inside.wait(PATIENCE)
         file.put_pfn(file.get_pfn(3).pfn)
         late = pool.submit(file.register_notifier, lambda *_: None)
@@ -289,9 +253,7 @@ def test_others_go_on_while_a_callback_runs(pool: ThreadPoolExecutor) -> None:
         go.set()
         for each in (running, late, leaving):
             each.result(PATIENCE)
-        assert client.notifiers == {late.result()}
-        client.close()
-        os.close(fd)
+        assert it.client.notifiers == {late.result()}
 
 
 @pytest.mark.parametrize("puts", [True, False])
@@ -299,63 +261,49 @@ def test_a_punch_waits_for_page_locks_and_then_evicts(
     pool: ThreadPoolExecutor, *, puts: bool
 ) -> None:
     """v7."""
-    with Mount(V7(), ack_seconds=PATIENCE if puts else 0.05) as mount:
-        fd = mount.memfd_create("file", 16 * PAGE)
-        client, other = mount.connect(), mount.connect()
-        file = client.file(fd)
+    with one_file(V7(), ack_seconds=PATIENCE if puts else 0.05) as it:
+        file, other = it.file, it.mount.connect()
         pfn = file.get_pfn(3).pfn
-        with pytest.raises(OSError, match="locked") as caught:
-            other.file(fd).get_pfn(3)
-        assert caught.value.errno == errno.EAGAIN
-        running = pool.submit(punch, mount, fd, 3, 4)
+        with refused(errno.EAGAIN, "locked"):
+            other.file(it.fd).get_pfn(3)
+        running = pool.submit(it.punch, 3, 4)
         if puts:
             file.put_pfn(pfn)
         running.result(PATIENCE)
-        assert (client.lost is None) is puts
+        assert (it.client.lost is None) is puts
         if not puts:
             with pytest.raises(ConnectionLostError, match="keeps pages locked"):
                 file.get_pfn(3)
-        os.close(fd)
 
 
 # --- what is refused ------------------------------------------------------------------
 
 
 def test_rules_are_those_of_the_mount() -> None:
-    with Mount(V9()) as mount:
-        with pytest.raises(OSError, match=r"\w") as caught:
-            mount.memfd_create("file", 100)
-        assert caught.value.errno == errno.EINVAL
-        fd = mount.memfd_create("file", 16 * PAGE)
-        file = mount.connect().file(fd)
-        with pytest.raises(OSError, match=r"\w") as caught:
-            mount.ftruncate(fd, PAGE)
-        assert caught.value.errno == errno.EPERM
-        with pytest.raises(OSError, match=r"\w") as caught:
+    with one_file(V9()) as it:
+        with refused(errno.EINVAL):
+            it.mount.memfd_create("file", 100)
+        file = it.file
+        with refused(errno.EPERM):
+            it.mount.ftruncate(it.fd, PAGE)
+        with refused(errno.EOPNOTSUPP):
             file.bind(0, 1, lambda *_: None)
-        assert caught.value.errno == errno.EOPNOTSUPP
-        with pytest.raises(OSError, match="past the end") as caught:
+        with refused(errno.EINVAL, "past the end"):
             file.get_pfn(16)
-        assert caught.value.errno == errno.EINVAL
         file.close()
-        with pytest.raises(OSError, match="closed") as caught:
+        with refused(errno.EBADF, "closed"):
             file.get_pfn(0)
-        assert caught.value.errno == errno.EBADF
-        os.close(fd)
 
 
 def test_a_range_that_is_none_is_refused() -> None:
-    with Mount(GuestMemfd()) as mount:
-        fd = mount.memfd_create("file", 16 * PAGE)
-        file = mount.connect().file(fd)
+    with one_file(GuestMemfd()) as it:
+        file = it.file
         for start, end in ((3, 3), (8, 17)):
-            with pytest.raises(OSError, match="no pages") as caught:
+            with refused(errno.EINVAL, "no pages"):
                 file.bind(start, end, lambda *_: None)
-            assert caught.value.errno == errno.EINVAL
         file.bind(0, 8, lambda *_: None)
         with pytest.raises(OSError, match="bound already"):
             file.bind(7, 9, lambda *_: None)
-        os.close(fd)
 
 
 def test_nothing_is_left() -> None:

@@ -7,14 +7,11 @@ import mmap
 import signal
 import sys
 import threading
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from inaccfs.inprocess import Mount
-from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Cpu, GuestLimitError, GuestUnavailableError
+from inaccfs.kvm import Cpu, GuestLimitError, GuestUnavailableError
 from inaccfs.kvm.probe.protocol import (
     Exit,
     Halt,
@@ -26,81 +23,20 @@ from inaccfs.kvm.probe.protocol import (
     PortIn,
     PortOut,
 )
-from inaccfs.semantics import V8, GuestMemfd612, GuestMemfdShared
-from inaccfs.syscalls import PUNCH
+from inaccfs.semantics import V8, GuestMemfdShared
+from tests.unit.kvm_code import ANSWER, CODE, GPA, Machine, machine, to_the_end
 from tests.unit.kvm_guests import MIB, PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.kvm.cpubase import CpuMode
-    from inaccfs.semantics import Semantics
 
-GPA = MIB
-CODE = 0x1000
 HOLE = 8 * MIB
 
 # In long mode, with an address in rdi.
 STORE = "c707 2a000000"  # mov dword [rdi], 42
 LOAD = "8b07 e710"  # mov eax, [rdi]; out 0x10, eax
 HLT = "f4"
-ANSWER = b"\x5a" * 8
-
-
-@dataclass
-class Machine:
-    """A VM with a plain slot for code, and one with a file, all private."""
-
-    mount: Mount
-    vm: VM
-    fd: int
-    low: mmap.mmap
-    shared: mmap.mmap
-
-    def cpu(self, code: str, *, mode: CpuMode = "long", **registers: int) -> Cpu:
-        cpu = Cpu(self.vm.create_vcpu(), mode=mode)
-        data = bytes.fromhex(code)
-        self.low[CODE : CODE + len(data)] = data
-        for name, value in registers.items():
-            cpu[name] = value
-        cpu.start(CODE)
-        return cpu
-
-    def run(self, code: str, *, mode: CpuMode = "long", **registers: int) -> list[Exit]:
-        return to_the_end(self.cpu(code, mode=mode, **registers))
-
-    def private(self, first: int, pages: int = 1, *, private: bool = True) -> None:
-        self.vm.set_memory_attributes(GPA + first * PAGE, pages * PAGE, private=private)
-
-    def punch(self, page: int) -> None:
-        self.mount.fallocate(self.fd, PUNCH, page * PAGE, PAGE)
-
-
-def to_the_end(cpu: Cpu) -> list[Exit]:
-    seen: list[Exit] = []
-    while not seen or not isinstance(seen[-1], Halt | MemoryFault | OtherExit):
-        assert len(seen) < 20
-        seen.append(cpu.run(instructions=10_000))
-        if isinstance(seen[-1], PortIn | MmioRead | Hypercall):
-            cpu.answer(ANSWER)
-    return seen
-
-
-@contextmanager
-def machine(semantics: Semantics | None = None, **options: Any) -> Iterator[Machine]:
-    with Mount(semantics or GuestMemfd612()) as mount, mmap.mmap(-1, MIB) as shared:
-        fd = mount.memfd_create("guest", MIB)
-        with mmap.mmap(-1, 1 << 16) as low, VM(mount.connect(), **options) as vm:
-            vm.set_user_memory_region(0, 0, 1 << 16, shared=low)
-            vm.set_user_memory_region(
-                *(1, GPA, MIB), private_fd=fd, shared=shared, flags=KVM_MEM_PRIVATE
-            )
-            made = Machine(mount, vm, fd, low, shared)
-            if vm.protected:
-                made.private(0, MIB // PAGE)
-            yield made
-            # The buffers cannot be closed while slots have them.
-            vm.close()
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from inaccfs.errnos import EHWPOISON
 from inaccfs.inprocess import Mount
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, MmioExit, Vmm
 from inaccfs.kvm.arch import Arch
 from inaccfs.semantics import HugetlbRfc, InPlaceNext, InPlaceV8
 from inaccfs.syscalls import PUNCH
+from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,9 +101,8 @@ def test_an_attribute_is_the_files(semantics: Semantics) -> None:
     with guest(semantics) as it:
         it.convert(3, private=False)
         assert [it.vm.is_private(gfn) for gfn in range(2, 5)] == [True, False, True]
-        with pytest.raises(OSError, match="keep attributes in the file") as caught:
+        with refused(errno.EINVAL, "keep attributes in the file"):
             it.vm.set_memory_attributes(0, PAGE, private=True)
-        assert caught.value.errno == errno.EINVAL
         it.vm.set_memory_attributes(0, PAGE, private=False)
         assert it.vm.is_private(0)
 
@@ -189,12 +190,14 @@ def test_a_zap_is_one_of_two() -> None:
 def test_with_its_slot_a_gfn_loses_what_it_was(semantics: Semantics) -> None:
     """guest_memfd_conversions_test, private_mem_kvm_exits: MMIO, no memory fault."""
     with guest(semantics) as it:
-        it.vcpu.read(0, 8)
+        it.vcpu.read(PAGE, 8)
         it.vm.set_user_memory_region(0, 0, 0)
-        with pytest.raises(MmioExit):
-            it.vcpu.read(0, 8)
-        with pytest.raises(MemoryFaultExit):
-            it.vcpu.read(0, 8, private=True)
+        with pytest.raises(MmioExit) as mmio:
+            it.vcpu.read(PAGE, 8)
+        assert mmio.value.gpa == PAGE
+        with pytest.raises(MemoryFaultExit) as fault:
+            it.vcpu.read(PAGE, 8, private=True)
+        assert (fault.value.flags, fault.value.gpa) == (8, PAGE)
 
 
 @IN_PLACE
@@ -213,6 +216,27 @@ def test_a_conversion_by_another_concerns_every_vm(semantics: Semantics) -> None
             assert it.vm.spte(0) is None
             assert other.spte(0) is None
             assert other.create_vcpu().read(0, 5) == b"other"
+
+
+@IN_PLACE
+def test_the_exit_of_a_page_that_cannot_be_had_says_what_it_is(
+    semantics: Semantics,
+) -> None:
+    """kvm_mmu_prepare_memory_fault_exit(): flags of the fault, errno of get-pfn."""
+    with guest(semantics) as it:
+        it.convert(1, private=False)
+        for page, flags in ((0, 8), (1, 0)):
+            it.vcpu.write(page * PAGE, b"x")
+            it.file.memory_failure(page)
+            with pytest.raises(MemoryFaultExit) as caught:
+                it.vcpu.read(page * PAGE, 1)
+            assert (caught.value.flags, caught.value.errno) == (flags, EHWPOISON)
+            assert not caught.value.asks
+        # An access that differs from the attribute does not come so far.
+        with pytest.raises(MemoryFaultExit) as caught:
+            it.vcpu.read(PAGE, 1, private=True)
+        assert (caught.value.flags, caught.value.errno) == (8, errno.EFAULT)
+        assert caught.value.asks
 
 
 def test_a_file_that_begins_as_shared() -> None:
@@ -251,15 +275,49 @@ def test_a_huge_page_is_mapped_whole_while_it_is_private() -> None:
         spte = it.vm.spte(0)
         assert spte is not None
         assert spte.level == 2
+        frame = spte.pfn
         it.convert(5, private=False)
-        assert it.vm.spte(0) is None
+        # The mapping is split, and only what is converted is unmapped.
+        assert it.vm.spte(5) is None
+        assert [it.vm.spte(gfn) for gfn in (0, 4, 6, 511)] == [
+            (frame + gfn, 1) for gfn in (0, 4, 6, 511)
+        ]
+        assert it.vm.spte(512) is None
+        faults = it.vm.stats.faults
         assert it.vcpu.read(0, 6) == b"secret"
-        spte = it.vm.spte(0)
-        assert spte is not None
-        assert spte.level == 1
+        stats = it.vm.stats
+        assert stats.faults == faults
+        assert [
+            made - gone
+            for made, gone in zip(stats.installed, stats.zapped, strict=True)
+        ] == list(stats.mapped)
         it.convert(5, private=True)
         it.vcpu.read(PAGE, 1)
         assert it.vcpu.read(0, 6) == b"secret"
+
+
+@pytest.mark.parametrize("order", ["bracket", "before"])
+def test_of_a_split_huge_page_only_what_is_converted_is_destroyed(order: str) -> None:
+    """TDX: what is zapped is lost. The prototype zaps the exact range."""
+    rules = type("Mine", (HugetlbRfc,), {"order": order})()
+    with guest(rules, pages=1024, zap="destroys") as it:
+        for page in (4, 5, 512):
+            it.vcpu.write(page * PAGE, b"secret")
+        it.convert(5, 2, private=False)
+        assert it.vm.stats.destroyed == 2
+        assert it.vcpu.read(4 * PAGE, 6) == b"secret"
+        assert it.vcpu.read(512 * PAGE, 6) == b"secret"
+        assert it.vcpu.read(5 * PAGE, 6) == bytes(6)
+        assert not it.vm.stale_sptes()
+
+
+def test_a_slot_of_other_pages_of_the_huge_page_keeps_them() -> None:
+    with guest(HugetlbRfc(), pages=512, free=256, zap="destroys") as it:
+        it.vcpu.write(0, b"secret")
+        it.convert(300, private=False)
+        assert it.vm.stats.invalidations == 1
+        assert it.vm.stats.destroyed == 0
+        assert it.vm.spte(0) is not None
 
 
 # --- population -----------------------------------------------------------------------
@@ -290,9 +348,8 @@ def test_what_cannot_be_populated(page: int) -> None:
     """A shared page, and a gfn without a slot."""
     with guest(InPlaceV8()) as it:
         it.convert(3, private=False)
-        with pytest.raises(OSError, match=r"page|slot") as caught:
+        with refused(errno.EINVAL, r"page|slot"):
             it.vm.populate(page * PAGE, PAGE)
-        assert caught.value.errno == errno.EINVAL
 
 
 # --- hooks ----------------------------------------------------------------------------

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import mmap
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from inaccfs.inprocess import Mount
-from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Cpu
+from inaccfs.kvm import Cpu
 from inaccfs.kvm.probe import guest
 from inaccfs.kvm.probe.assembler import LONG, assemble
 from inaccfs.kvm.probe.protocol import (
     AbsentError,
     Exit,
-    Halt,
-    Hypercall,
-    MemoryFault,
-    MmioRead,
-    OtherExit,
-    PortIn,
 )
 from inaccfs.kvm.smallcpu import SmallCpu
-from inaccfs.semantics import GuestMemfd612
+from tests.unit.kvm_code import CODE, GPA, machine, to_the_end
 from tests.unit.kvm_guests import MIB, PAGE
 
 if TYPE_CHECKING:
@@ -32,9 +24,8 @@ if TYPE_CHECKING:
     from inaccfs.kvm.cpubase import CpuBase
     from inaccfs.kvm.probe.guest import Operation
 
-CODE: Final = 0x1000
 # Four private pages, four shared ones, and then four that are private without a slot.
-T: Final = MIB
+T: Final = GPA
 SHARED: Final = T + 4 * PAGE
 NONE: Final = T + 8 * PAGE
 HOLE: Final = 8 * MIB
@@ -70,39 +61,20 @@ PROGRAMS: Final[dict[str, Sequence[Operation]]] = {
 @contextmanager
 def cpu(small: bool, program: Sequence[Operation]) -> Iterator[CpuBase]:
     """A CPU that begins with *program*."""
-    with (
-        Mount(GuestMemfd612()) as mount,
-        mmap.mmap(-1, MIB) as shared,
-        mmap.mmap(-1, 1 << 16) as low,
-        VM(mount.connect()) as vm,
-    ):
-        fd = mount.memfd_create("guest", MIB)
-        vm.set_user_memory_region(0, 0, 1 << 16, shared=low)
-        vm.set_user_memory_region(
-            *(1, T, 8 * PAGE), private_fd=fd, shared=shared, flags=KVM_MEM_PRIVATE
-        )
-        for first in (T, NONE):
-            vm.set_memory_attributes(first, 4 * PAGE, private=True)
+    with machine(pages=8, private=4) as it:
+        it.private((NONE - T) // PAGE, 4)
         code = assemble(program, LONG)
-        low[CODE : CODE + len(code)] = code
-        vcpu = vm.create_vcpu()
+        it.low[CODE : CODE + len(code)] = code
+        vcpu = it.vm.create_vcpu()
         made = SmallCpu(vcpu) if small else Cpu(vcpu)
         made.start(CODE)
         yield made
-        # The buffers cannot be closed while slots have them.
-        vm.close()
 
 
 def exits(small: bool, program: Sequence[Operation]) -> list[Exit]:
-    seen: list[Exit] = []
     with cpu(small, program) as made:
         made.hypercalls = {12}
-        while not seen or not isinstance(seen[-1], Halt | MemoryFault | OtherExit):
-            assert len(seen) < 20
-            seen.append(made.run(instructions=10_000))
-            if isinstance(seen[-1], PortIn | MmioRead | Hypercall):
-                made.answer(b"\x5a" * 8)
-    return seen
+        return to_the_end(made)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

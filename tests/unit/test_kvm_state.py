@@ -127,6 +127,22 @@ def test_pages_are_not_mapped_over_a_huge_mapping() -> None:
     assert table.walk(511) == Spte(9001, PG_LEVEL_4K)
 
 
+def test_a_split_huge_mapping_maps_the_same_frames() -> None:
+    table, gib = PageTable(), pages_of_level(PG_LEVEL_1G)
+    table.map_huge(gib, 2 * gib, PG_LEVEL_1G)
+    # Where one begins there is nothing to split, nor where there is none.
+    for gfn in (0, gib, 2 * gib):
+        assert table.split(gfn) == ByLevel()
+    assert table.split(gib + 512) == ByLevel(0, 512, -1)
+    assert table.split(gib + 512) == ByLevel()
+    assert table.split(gib + 512 + 3) == ByLevel(512, -1, 0)
+    assert table.count() == ByLevel(512, 511, 0)
+    for gfn, level in ((0, 2), (511, 2), (512, 1), (1023, 1), (1024, 2)):
+        assert table.walk(gib + gfn) == Spte(2 * gib + gfn, level)
+    assert table.zap(gib + 515, gib + 517) == ByLevel(2, 0, 0)
+    assert table.walk(gib + 514) == Spte(2 * gib + 514, PG_LEVEL_4K)
+
+
 def test_frames_may_lie_anywhere_in_a_table() -> None:
     table = PageTable()
     table.map_pages(0, 100, 2)

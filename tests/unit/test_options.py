@@ -152,6 +152,9 @@ def test_other_options_go_to_fuse() -> None:
         (("--limit", "peers=0"), "no positive number"),
         (("--limit", "peer=1"), "limit 'peer' is not one of message, peers"),
         (("--limit", ""), "option limit has no value"),
+        (("-o", "max_read=junk"), "max_read 'junk' is not a number of bytes"),
+        (("-o", "max_read=-1"), "max_read '-1' is not a number"),
+        (("-o", "max_read=4294967296"), "give 4294967295 or less"),
     ],
     ids=str,
 )
@@ -189,6 +192,7 @@ NINES = "9" * 5000
         ("--pfn-source", "simulated", "--simulated-memory", NINES),
         ("--pfn-source", "simulated", "--simulated-fragmentation", NINES),
         *(("--huge", NINES), ("--pfn-source", NINES), ("--semantics", NINES)),
+        *(("-o", NINES), ("-o", f"{NINES}=1"), ("-o", f"max_read={NINES}")),
         *(("--size", "٣m"), ("--uid", "٣"), ("-o", f"size={NINES}")),
     ],
     ids=lambda words: " ".join(words)[:40],

@@ -26,6 +26,7 @@ from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.pagemap import PagemapFrames, PagemapSource
 from inaccfs.shim.proc_pages import ProcPages
+from inaccfs.syscalls import PUNCH
 from tests.unit.fakes import refused
 from tests.unit.test_pins import locked_memory, pinned, without
 
@@ -36,8 +37,6 @@ PAGE: Final = 4096
 MIB: Final = 1 << 20
 HUGE: Final = 512
 CAP_SYS_ADMIN: Final = 21
-
-PUNCH: Final = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 
 
 def make_source(huge: str = "never", window_bytes: int = WINDOW_BYTES) -> PagemapSource:

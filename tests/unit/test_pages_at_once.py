@@ -14,9 +14,11 @@ from inaccfs.backing.private import private_tmpfs
 from inaccfs.semantics import V7, V8, V9, GuestMemfd, Semantics, V8AsPosted
 from inaccfs.semantics.rules import INVALIDATE
 from inaccfs.shim.call import Begun, Call
+from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import PAGE
 from tests.unit.fakes import fallocated_now, refused
-from tests.unit.pages_fakes import KEEP, PUNCH, Holder, World, rules, world_of
+from tests.unit.one_file import mine
+from tests.unit.pages_fakes import KEEP, Holder, World, world_of
 
 pytestmark = pytest.mark.usefixtures("_no_strays")
 
@@ -51,8 +53,8 @@ async def at_once(world: World, start: int, end: int) -> bool:
     [
         (V8(), True),
         (V8AsPosted(), True),
-        (rules(list_locked="the whole call"), True),
-        (rules(references="locked"), False),
+        (mine(list_locked="the whole call"), True),
+        (mine(references="locked"), False),
         (V7(), False),
         (V9(), False),
         (GuestMemfd(), False),
@@ -72,7 +74,7 @@ async def test_a_punch_needs_a_task_if_something_is_to_be_waited_for_first(
 async def test_a_punch_without_a_task_does_all_that_one_with_a_task_does() -> None:
     results = []
     for way in (at_once, World.punch):
-        world, holder = world_of(rules(tells_frames=True)), Holder()
+        world, holder = world_of(mine(tells_frames=True)), Holder()
         await world.get(holder, 0, 8)
         listener = await world.listener()
         world.frames.moves = {6: 0x9000}
@@ -81,7 +83,7 @@ async def test_a_punch_without_a_task_does_all_that_one_with_a_task_does() -> No
             (
                 *(listener.events, listener.frames, world.is_punched(holder)),
                 *(world.allocated, world.frames.freed),
-                world.file._superblock.trace.counters,
+                world.file.superblock.trace.counters,
             )
         )
     assert results[0] == results[1]

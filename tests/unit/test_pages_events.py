@@ -17,15 +17,15 @@ from inaccfs.semantics.rules import (
     INVALIDATE_START,
 )
 from inaccfs.shim import file as file_module
+from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import PAGE
 from tests.unit.fakes import fallocated_now, refused
+from tests.unit.one_file import mine
 from tests.unit.pages_fakes import (
     KEEP,
-    PUNCH,
     SIZE,
     Holder,
     count_calls,
-    rules,
     world_of,
 )
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("_no_strays")
     [
         (V8(), [(INVALIDATE, 6, 8)]),
         (V10(), [(INVALIDATE_START, 6, 8), (INVALIDATE_END, 6, 8)]),
-        (rules(order="before"), [(INVALIDATE, 6, 8)]),
+        (mine(order="before"), [(INVALIDATE, 6, 8)]),
         (V8AsPosted(), []),
         (V9(), []),
     ],
@@ -144,8 +144,8 @@ async def test_a_file_without_a_size_takes_no_allocation_and_gets_one_later() ->
 
 
 async def test_a_size_that_changes_is_looked_up_again() -> None:
-    """A user's rules may allow other sizes; allocations still end at the size."""
-    world = world_of(rules(size="free", past_end="refused"), pages=4)
+    """A user's rules may have it free, and allocations end with it all the same."""
+    world = world_of(mine(size="free", past_end="refused"), pages=4)
     for pages in (4, 8, 2):
         await world.file.set_size(pages * PAGE)
         assert fallocated_now(world.file, KEEP, 0, pages * PAGE)
@@ -159,12 +159,12 @@ async def test_a_size_that_changes_is_looked_up_again() -> None:
 @pytest.mark.parametrize(
     ("semantics", "expected"),
     [
-        (rules(size="free"), [(INVALIDATE, 2, 8)]),
+        (mine(size="free"), [(INVALIDATE, 2, 8)]),
         (
-            rules(V10, size="free"),
+            mine(V10, size="free"),
             [(INVALIDATE_START, 2, 8), (INVALIDATE_END, 2, 8)],
         ),
-        (rules(V7, size="free"), [(INVALIDATE, 2, 8)]),
+        (mine(V7, size="free"), [(INVALIDATE, 2, 8)]),
     ],
     ids=["v8", "v10", "v7"],
 )
@@ -194,8 +194,8 @@ async def test_a_file_that_shrinks_is_punched_at_its_end(
 
 @pytest.mark.parametrize("pages", [4, 2048], ids=["small", "large"])
 async def test_the_last_page_goes_though_it_is_a_part_of_one(pages: int) -> None:
-    """ftruncate(2) frees it; the page that replaces it is not poisoned."""
-    world, holder = world_of(rules(V10, size="free"), pages=0), Holder()
+    """ftruncate(2) frees it; what comes in its place is another, and good."""
+    world, holder = world_of(mine(V10, size="free"), pages=0), Holder()
     await world.file.set_size((pages - 1) * PAGE + 100)
     await world.get(holder, 0, pages)
     listener = await world.listener()
@@ -211,7 +211,7 @@ async def test_the_last_page_goes_though_it_is_a_part_of_one(pages: int) -> None
 
 
 async def test_a_part_of_a_page_goes_by_itself() -> None:
-    world, holder = world_of(rules(size="free"), pages=0), Holder()
+    world, holder = world_of(mine(size="free"), pages=0), Holder()
     await world.file.set_size(100)
     await world.get(holder, 0, 1)
     listener = await world.listener()
@@ -224,7 +224,7 @@ async def test_a_part_of_a_page_goes_by_itself() -> None:
 
 
 async def test_a_large_file_shrinks_in_a_thread() -> None:
-    world, holder = world_of(rules(size="free"), pages=2048), Holder()
+    world, holder = world_of(mine(size="free"), pages=2048), Holder()
     await world.get(holder, 0, 2048)
     listener = await world.listener()
     await world.file.set_size(PAGE)
@@ -233,7 +233,7 @@ async def test_a_large_file_shrinks_in_a_thread() -> None:
 
 
 async def test_growing_a_file_or_its_first_size_sends_no_event() -> None:
-    world = world_of(rules(size="free"), pages=0)
+    world = world_of(mine(size="free"), pages=0)
     listener = await world.listener()
     for size in (PAGE, 4 * PAGE, 4 * PAGE, 4 * PAGE + 1, 4 * PAGE + 1):
         await world.file.set_size(size)
@@ -246,8 +246,8 @@ async def test_growing_a_file_or_its_first_size_sends_no_event() -> None:
 
 
 async def test_a_page_that_is_punched_in_part_stays() -> None:
-    """No rule demands alignment; the event covers the page, which is cleared."""
-    semantics = rules(V10, aligned="nothing")
+    """Without a rule for alignment: the event covers it, as its content goes."""
+    semantics = mine(V10, aligned="nothing")
     world, holder = world_of(semantics), Holder()
     await world.get(holder, 0, 8)
     listener = await world.listener()

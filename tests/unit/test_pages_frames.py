@@ -13,7 +13,8 @@ from inaccfs.semantics import V8, V10, Semantics
 from inaccfs.semantics.rules import INVALIDATE, INVALIDATE_END, INVALIDATE_START
 from tests.unit.control_fakes import BASE
 from tests.unit.fakes import refused
-from tests.unit.pages_fakes import KEEP, Holder, rules, world_of
+from tests.unit.one_file import mine
+from tests.unit.pages_fakes import KEEP, Holder, world_of
 
 pytestmark = pytest.mark.usefixtures("_no_strays")
 
@@ -30,8 +31,8 @@ pytestmark = pytest.mark.usefixtures("_no_strays")
 async def test_events_list_the_frames_that_go(
     base: type[Semantics], changes: dict[str, str]
 ) -> None:
-    """Michael Roth's invalidate(start, end, page, order), for fetched pages."""
-    world = world_of(rules(base, tells_frames=True, **changes))
+    """Michael Roth's invalidate(start, end, page, order): what of it was fetched."""
+    world = world_of(mine(base, tells_frames=True, **changes))
     await world.get(Holder(), 2, 5)
     await world.get(Holder(), 7, 8)
     listener = await world.listener()
@@ -44,7 +45,7 @@ async def test_events_list_the_frames_that_go(
 
 
 async def test_pages_fetched_since_the_start_are_in_the_end_event() -> None:
-    world = world_of(rules(V10, tells_frames=True))
+    world = world_of(mine(V10, tells_frames=True))
     listener = await world.listener(answers=False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.punch, 0, 8)
@@ -56,7 +57,7 @@ async def test_pages_fetched_since_the_start_are_in_the_end_event() -> None:
 
 
 async def test_an_allocation_takes_no_frames() -> None:
-    world = world_of(rules(order="bracket", tells_frames=True))
+    world = world_of(mine(order="bracket", tells_frames=True))
     await world.get(Holder(), 0, 4)
     listener = await world.listener()
     await world.fallocate(KEEP, 0, 8)
@@ -66,7 +67,7 @@ async def test_an_allocation_takes_no_frames() -> None:
 async def test_a_punch_that_is_refused_has_taken_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    world = world_of(rules(tells_frames=True))
+    world = world_of(mine(tells_frames=True))
     await world.get(Holder(), 0, 4)
     listener = await world.listener()
 
@@ -91,8 +92,8 @@ async def test_most_semantics_list_no_frames() -> None:
 async def test_pages_fetched_during_the_wait_for_the_list_are_listed(
     order: str,
 ) -> None:
-    """A start, too, has the pages when it is sent, not when the call arrived."""
-    world, holder = world_of(rules(tells_frames=True, order=order)), Holder()
+    """Also in a start: the pages when it is sent, and not when the call arrived."""
+    world, holder = world_of(mine(tells_frames=True, order=order)), Holder()
     listener = await world.listener()
     async with trio.open_nursery() as nursery, world.file.notifiers.fixed():
         nursery.start_soon(world.punch, 0, 8)
@@ -103,7 +104,7 @@ async def test_pages_fetched_during_the_wait_for_the_list_are_listed(
 
 
 async def test_pages_removed_during_the_wait_for_the_list_are_listed_once() -> None:
-    world = world_of(rules(order="before", tells_frames=True))
+    world = world_of(mine(order="before", tells_frames=True))
     await world.get(Holder(), 0, 4)
     listener = await world.listener()
     async with trio.open_nursery() as nursery, world.file.notifiers.fixed():
@@ -123,8 +124,8 @@ async def test_pages_removed_during_the_wait_for_the_list_are_listed_once() -> N
 async def test_events_for_moved_pages_have_the_old_frames(
     base: type[Semantics], events: list[str], by: str
 ) -> None:
-    """As for removed pages, these frames must not be used any more."""
-    world, holder = world_of(rules(base, tells_frames=True)), Holder()
+    """As for removed pages: these are the frames that must not be used any more."""
+    world, holder = world_of(mine(base, tells_frames=True)), Holder()
     await world.get(holder, 0, 16)
     listener = await world.listener()
     world.frames.moves = {6: 0x9000, 7: 0x9900, 12: 0x9A00}
@@ -142,8 +143,8 @@ async def test_events_for_moved_pages_have_the_old_frames(
 
 
 async def test_a_page_that_has_moved_twice_was_in_two_frames() -> None:
-    """The invalidation during which it moves reports both at its end."""
-    world, holder = world_of(rules(tells_frames=True)), Holder()
+    """Noted while an invalidation runs, which reports both at its end."""
+    world, holder = world_of(mine(tells_frames=True)), Holder()
     await world.get(holder, 0, 8)
     listener = await world.listener(answers=False)
     async with trio.open_nursery() as nursery:

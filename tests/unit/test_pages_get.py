@@ -24,8 +24,10 @@ from inaccfs.shim import fetch
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.superblock import Superblock
+from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE
 from tests.unit.fakes import fallocated_now, refused
+from tests.unit.one_file import mine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,12 +36,10 @@ if TYPE_CHECKING:
 from tests.unit.pages_fakes import (
     KEEP,
     MANY,
-    PUNCH,
     SIZE,
     BlockedFrames,
     Holder,
     fetching,
-    rules,
     world_of,
 )
 
@@ -61,8 +61,8 @@ def folios(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 async def test_a_hole_is_not_filled_where_that_is_the_rule(folios: int) -> None:
-    """SGP_NOALLOC: ENOENT for a hole; pages of fallocate(2) are returned."""
-    world, holder = world_of(rules(allocates=False), fd=folios), Holder()
+    """SGP_NOALLOC: ENOENT for a hole; but what fallocate(2) has taken is there."""
+    world, holder = world_of(mine(allocates=False), fd=folios), Holder()
     for start, end in ((0, 1), (5, 9), (0, MANY), (2047, 2048)):
         with refused(errno.ENOENT):
             await world.get(holder, start, end)
@@ -79,7 +79,7 @@ async def test_a_hole_is_not_filled_where_that_is_the_rule(folios: int) -> None:
 
 
 async def test_the_first_hole_is_named() -> None:
-    world, holder = world_of(rules(allocates=False)), Holder()
+    world, holder = world_of(mine(allocates=False)), Holder()
     await world.fallocate(KEEP, 0, 3)
     await world.fallocate(KEEP, 4, 6)
     with pytest.raises(OSError, match="page 3 is a hole: allocate it first"):
@@ -88,7 +88,7 @@ async def test_the_first_hole_is_named() -> None:
 
 
 async def test_a_punched_page_is_a_hole_again() -> None:
-    world, holder = world_of(rules(allocates=False)), Holder()
+    world, holder = world_of(mine(allocates=False)), Holder()
     await world.fallocate(KEEP, 0, 4)
     await world.get(holder, 0, 4)
     await world.punch(1, 2)
@@ -103,7 +103,7 @@ async def test_allocated_pages_of_a_full_backing_can_be_got(
     backing_of_8_pages: int,
 ) -> None:
     """Where get-pfn does not allocate, a hole is ENOENT."""
-    world, holder = world_of(rules(allocates=False), fd=backing_of_8_pages), Holder()
+    world, holder = world_of(mine(allocates=False), fd=backing_of_8_pages), Holder()
     await world.fallocate(KEEP, 0, 8)
     await world.get(holder, 0, 8)
     with refused(errno.ENOENT):
@@ -121,20 +121,20 @@ def backing_of_8_pages() -> Iterator[int]:
 
 @pytest.mark.parametrize("allocates", [True, False])
 async def test_past_the_end_there_is_nothing(allocates: bool) -> None:
-    """This is so even if KEEP_SIZE has allocated memory there."""
-    world, holder = world_of(rules(allocates=allocates), pages=8), Holder()
+    """Also where memory is: KEEP_SIZE may have put some there."""
+    world, holder = world_of(mine(allocates=allocates), pages=8), Holder()
     await world.fallocate(KEEP, 0, 16)
     await world.get(holder, 0, 8)
     for start, end in ((8, 9), (7, 9), (100, 101), (0, 600)):
         with refused(errno.EINVAL):
             await world.get(holder, start, end)
-    empty = world_of(rules(allocates=allocates), pages=0)
+    empty = world_of(mine(allocates=allocates), pages=0)
     with refused(errno.EINVAL):
         await empty.get(holder, 0, 1)
 
 
 async def test_the_last_page_may_be_a_part_of_one() -> None:
-    world = world_of(rules(allocates=False), pages=0)
+    world = world_of(mine(allocates=False), pages=0)
     os.ftruncate(world.file.fd, 3 * PAGE + 1)
     world.allocate(0, 4)
     assert await world.get(Holder(), 0, 4)

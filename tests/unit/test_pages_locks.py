@@ -13,17 +13,17 @@ from inaccfs.semantics.rules import (
     INVALIDATE,
 )
 from inaccfs.shim.locks import PageLocks
+from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE
 from tests.unit.fakes import refused
+from tests.unit.one_file import mine
 from tests.unit.pages_fakes import (
     ACK_SECONDS,
     MANY,
-    PUNCH,
     SIZE,
     BlockedFrames,
     Holder,
     fetching,
-    rules,
     world_of,
 )
 
@@ -242,8 +242,8 @@ async def test_a_counted_page_is_got_and_punched_by_anybody(
 
 
 async def test_without_references_there_is_nothing_to_put() -> None:
-    """A frame may be used until it is invalidated, and is free after the punch."""
-    world, holder = world_of(rules(references="none")), Holder()
+    """A frame is good until it is invalidated, and free as soon as it is punched."""
+    world, holder = world_of(mine(references="none")), Holder()
     assert await world.get(holder, 0, 4) == [(0, BASE, 4, 0)]
     with refused(errno.EOPNOTSUPP):
         world.put(holder, 0)

@@ -18,6 +18,7 @@ from inaccfs import mmcalls, uring
 from inaccfs.shim import pins, releasing
 from inaccfs.shim.buffers import Buffers, Piece
 from inaccfs.shim.pins import Buffer, LockPins, NoPins, RingPins
+from inaccfs.syscalls import CAP_IPC_LOCK
 from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 PAGE: Final = 4096
 MIB: Final = 1 << 20
 
-CAP_IPC_LOCK: Final = 14
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import termios
 import threading
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
@@ -39,6 +40,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def stderr(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> Iterator[IO[str]]:
     """A standard error that a test can read."""
     theirs, ours = os.openpty() if terminal else os.pipe()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLUMNS", raising=False)
     if not terminal:
         theirs, ours = theirs, ours
     with (
@@ -110,11 +113,24 @@ def test_without_a_terminal_there_is_a_line_now_and_then(
 
 
 def test_a_bar_fits_the_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "20")
+    """That of the standard error: the output may go elsewhere."""
     with stderr(monkeypatch, terminal=True) as screen, progress("x" * 50) as shown:
+        termios.tcsetwinsize(screen.fileno(), (24, 20))
         clock.now += 2
         shown.tick()
         assert written(screen) == f"\r{'x' * 19}\x1b[K"
+
+
+def test_a_terminal_that_can_only_print_gets_lines(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stderr(monkeypatch, terminal=True) as screen:
+        monkeypatch.setenv("TERM", "dumb")
+        with progress("probing") as shown:
+            clock.now += 35
+            shown.tick()
+            # The terminal makes it CR LF.
+            assert written(screen) == "inaccfs: probing, 35 s\r\n"
 
 
 def test_a_block_that_waits_is_drawn_by_a_thread(

@@ -17,7 +17,6 @@ import pytest
 
 from inaccfs import errnos
 from inaccfs.errnos import EHWPOISON
-from inaccfs.inprocess import Mount
 from inaccfs.semantics import (
     V8,
     GuestMemfd,
@@ -28,11 +27,13 @@ from inaccfs.semantics import (
     InPlaceNext,
     InPlaceV8,
     LiveUpdate,
+    MigratableRfc,
     Semantics,
     WriteV7,
 )
 from inaccfs.shim import hostaccess
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
+from tests.unit.one_file import OneFile, mine, one_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,12 +46,8 @@ PAGES = 2 * HUGE
 
 
 @dataclass
-class World:
-    mount: Mount
-    fd: int
-    client: Client
-    file: File
-    # Another client, and its handle of the same file.
+class World(OneFile):
+    # Another client, and the same file as it has it.
     other: Client
     others: File
 
@@ -60,16 +57,11 @@ class World:
     def allocate(self, start: int, count: int) -> None:
         self.mount.fallocate(self.fd, FALLOC_FL_KEEP_SIZE, start * PAGE, count * PAGE)
 
-    def punch(self, start: int, count: int) -> None:
-        self.mount.fallocate(self.fd, PUNCH, start * PAGE, count * PAGE)
-
     def write(self, offset: int, length: int) -> None:
         """write(2), as FUSE sends it."""
         inode = self.mount.inode(self.fd)
         data = bytes(length)
-        self.mount.loop.run(
-            hostaccess.write(self.mount.superblock, inode, offset, data)
-        )
+        self.mount.loop.run(hostaccess.write(inode, offset, data))
 
     def make(self, pages: int) -> File:
         """Make one more file."""
@@ -81,16 +73,13 @@ class World:
 
 @contextmanager
 def world(rules: Semantics) -> Iterator[World]:
-    with Mount(rules) as mount:
-        fd = mount.memfd_create("guest", PAGES * PAGE)
-        client, other = mount.connect(), mount.connect()
-        it = World(mount, fd, client, client.file(fd), other, other.file(fd))
+    with one_file(rules, PAGES) as made:
+        other = made.mount.connect()
+        it = World(**vars(made), other=other, others=other.file(made.fd))
         if rules.scope == "range":
             it.file.bind(0, HUGE, lambda start, end: None)
         yield it
         other.close()
-        client.close()
-        os.close(fd)
 
 
 class Row(NamedTuple):
@@ -245,6 +234,15 @@ ROWS = (
         lambda it: it.file.populate(0, 1, it.make(4)),
     ),
     Row("populate, poisoned", InPlaceV8, EHWPOISON, populate, poisoned),
+    # The folio is got first, and then it is asked whether it is private.
+    Row(
+        "populate, shared and poisoned",
+        InPlaceV8,
+        EHWPOISON,
+        populate,
+        poisoned,
+        SHARED,
+    ),
     Row("populate, unknown", GuestMemfd, EOPNOTSUPP, populate),
     # --- 2: huge pages
     Row("size of a small page", HugetlbRfc, EINVAL, lambda it: it.make(1)),
@@ -252,7 +250,7 @@ ROWS = (
     Row("allocate, unaligned", HugetlbRfc, EINVAL, lambda it: it.allocate(1, HUGE)),
     Row("allocate, too short", HugetlbRfc, EINVAL, lambda it: it.allocate(0, 1)),
     Row("allocate", HugetlbRfc, 0, lambda it: it.allocate(0, HUGE)),
-    Row("punch, unaligned", HugetlbRfc, EINVAL, lambda it: it.punch(1, HUGE)),
+    Row("punch, unaligned", HugetlbRfc, EINVAL, lambda it: it.punch(1, HUGE + 1)),
     Row("punch", HugetlbRfc, 0, lambda it: it.punch(0, HUGE)),
     Row("punch, referenced", HugetlbRfc, EAGAIN, lambda it: it.punch(0, HUGE), got),
     Row(
@@ -342,6 +340,14 @@ ROWS = (
         {"frozen": "before the checks"},
     ),
     Row(
+        "frozen: migrate",
+        MigratableRfc,
+        EPERM,
+        lambda it: it.file.migrate(0, 1),
+        frozen,
+        {"frozen": "before the checks"},
+    ),
+    Row(
         "frozen: populate a hole",
         InPlaceV8,
         EPERM,
@@ -376,8 +382,7 @@ def test_each_row_has_a_name_of_its_own() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.what for row in ROWS])
 def test_row(row: Row) -> None:
-    rules: Semantics = type("Mine", (row.base,), row.rules)()
-    with world(rules) as it:
+    with world(mine(row.base, **row.rules)) as it:
         row.given(it)
         found = 0
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import socket
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -18,7 +17,7 @@ from inaccfs.trouble import Trouble
 from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import socket
 
 _EPOLL: Final = select.epoll
 
@@ -40,25 +39,17 @@ class FullEpoll:
         self._epoll.register(fd, events)
 
 
-@pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        yield ours, theirs
-
-
 def at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "epoll", FullEpoll)
     monkeypatch.setattr(readiness, "_trouble", Trouble())
 
 
 def test_an_fd_that_cannot_be_added_is_polled(
-    ends: tuple[socket.socket, socket.socket],
+    pair: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ours, theirs = ends
+    ours, theirs = pair
 
     async def main() -> None:
         # The loop has added its own fds at its start.
@@ -90,9 +81,9 @@ def test_an_fd_that_cannot_be_added_is_polled(
 
 
 def test_it_ends_when_its_fd_is_closed(
-    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, _ = ends
+    ours, _ = pair
 
     async def main() -> None:
         await trio.testing.wait_all_tasks_blocked()

@@ -1,7 +1,8 @@
 """Which room may import which: the table of docs/architecture.md, without circles.
 
-An import in a function or under TYPE_CHECKING counts, too: a module that uses a type of
-another room depends on that room.
+An import counts wherever it stands: in a function or under TYPE_CHECKING, too. To know
+a type of another room is to know the room. So does a name in a string count, by which a
+module may be imported, or run in another process.
 """
 
 from __future__ import annotations
@@ -85,6 +86,41 @@ def imports(module: str) -> frozenset[str]:
     return frozenset(_module(name.partition(".")[2]) for name in ours)
 
 
+@cache
+def named(module: str) -> frozenset[str]:
+    """What a module names in strings: modules, or the package of a name that it makes.
+
+    As in import_module(f"inaccfs.cli.{name}"), or the command of another process.
+    """
+    strings = {
+        node.value
+        for node in ast.walk(ast.parse(modules()[module].read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    names = {text.rstrip(".") for text in strings if _NAME.fullmatch(text)}
+    return frozenset(_module(name.partition(".")[2]) for name in names)
+
+
+_NAME = re.compile(r"inaccfs(\.\w+)+\.?")
+
+
+@cache
+def runs(module: str) -> frozenset[str]:
+    """What an import of a module runs: its imports, and the packages that have them."""
+    packages = {
+        package
+        for imported in imports(module)
+        for package in _packages(imported)
+        if not _leads_to(package, module)
+    }
+    return imports(module) | packages
+
+
+def _packages(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
 def _module(name: str) -> str:
     """The module of a *name*, which may be the name of something in the module."""
     while name and name not in modules():
@@ -126,6 +162,18 @@ def test_a_room_imports_none_below_it_in_the_table(room: str) -> None:
     assert [door for door in doors if rooms()[_room(door)].row >= row] == []
 
 
+@pytest.mark.parametrize("module", [name for name in modules() if named(name)])
+def test_a_module_names_only_what_its_room_may_import(module: str) -> None:
+    room = _room(module)
+    doors = (room, *rooms()[room].doors)
+    strangers = [
+        name
+        for name in named(module)
+        if not any(_leads_to(door, name) for door in doors)
+    ]
+    assert strangers == []
+
+
 def test_the_ground_floor_stands_on_nothing() -> None:
     ground = {name for name, room in rooms().items() if room.row == 0}
     used = {imported for module in ground for imported in imports(module)}
@@ -150,7 +198,7 @@ def circles() -> list[tuple[str, ...]]:
     def visit(module: str) -> None:
         order[module] = lowest[module] = len(order)
         stack.append(module)
-        for other in imports(module):
+        for other in runs(module):
             if other not in order:
                 visit(other)
             if other in stack:

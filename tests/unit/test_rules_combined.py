@@ -1,4 +1,4 @@
-"""Any rule of the proposals with any other: calls end, and leave nothing locked."""
+"""Any rule of a file with any other: calls end, and leave nothing open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inaccfs import errnos
 from inaccfs.semantics import VERSIONS, Semantics, checking
-from inaccfs.semantics.attributes import AttributeRules
+from inaccfs.semantics.kvm import KvmRules
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
 from tests.unit.conversion_worlds import PAGE, World, world
 
@@ -32,9 +32,9 @@ REFUSALS = {
 
 def _values() -> dict[str, st.SearchStrategy[Any]]:
     found: dict[str, st.SearchStrategy[Any]] = {}
-    rules = checking.rules()
-    for name in AttributeRules.__annotations__:
-        kind = rules[name]
+    for name, kind in checking.rules().items():
+        if name in KvmRules.__annotations__ or name == "magic":
+            continue
         if get_origin(kind) is not None:
             found[name] = st.sampled_from(get_args(kind))
         elif kind is bool:
@@ -106,8 +106,8 @@ def test_calls_end_and_leave_nothing_open(
     rules: dict[str, Any],
     sequence: list[tuple[str, tuple[int, int]]],
 ) -> None:
-    # A page that is locked until the put would make later calls wait.
-    if base.references == "locked":
+    # What is locked until it is put would be waited for.
+    if rules.get("references", base.references) == "locked":
         rules = {**rules, "references": "counted"}
     with world(base, PAGES, **rules) as it:
         it.listen(0, PAGES)

@@ -170,6 +170,7 @@ SAMPLES: dict[str, Any] = {
     "[PutExtent]": [{"pfn": 1}],
     "int|str": "1-2-3-4",
     f"[{'|'.join(sorted(get_args(What)))}]": ["punch"],
+    "Zaps": {"start": 5, "end": 7},
     "[TraceRecord]": [{"time": 1, "kind": "punch", "ino": 5}],
 }
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -143,9 +141,7 @@ def test_one_that_is_alone_differs_from_nothing(
 def test_a_table_that_is_too_wide_is_cut_into_several(
     monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    monkeypatch.setattr(
-        shutil, "get_terminal_size", lambda: os.terminal_size((width, 24))
-    )
+    monkeypatch.setenv("COLUMNS", str(width))
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     assert cli.main(["semantics"]) == 0

@@ -12,7 +12,7 @@ from inaccfs import cli
 from inaccfs.errors import OptionError
 from inaccfs.semantics import VERSIONS, checking, load
 from inaccfs.semantics.rules import INVALIDATE
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
 from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
@@ -103,11 +103,10 @@ def test_the_examples_do_what_they_say(examples: dict[str, Semantics]) -> None:
     assert twice.events == [INVALIDATE]
     assert not twice.plan(punches=False)
     check = examples["WholeFolios"].check_fallocate
-    punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-    check(punch, HUGE, 2 * HUGE, 4096)
+    check(PUNCH, HUGE, 2 * HUGE, 4096)
     check(FALLOC_FL_KEEP_SIZE, 0, 4096, 4096)
     with refused(22):
-        check(punch, 0, 4096, 4096)
+        check(PUNCH, 0, 4096, 4096)
 
 
 # --- messages -------------------------------------------------------------------------

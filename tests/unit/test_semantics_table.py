@@ -21,14 +21,14 @@ from inaccfs.semantics.rules import (
     MEMORY_ERROR,
     POPULATE,
 )
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
+from tests.unit.one_file import mine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PAGE = 4096
 KEEP = FALLOC_FL_KEEP_SIZE
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 ZERO_RANGE = 0x10  # of include/uapi/linux/falloc.h
 
 NAMES = tuple(version.name for version in VERSIONS)
@@ -416,7 +416,7 @@ def test_every_value_of_every_rule_can_be_had(rule: str, value: object) -> None:
 
 
 def plans(**chosen: object) -> tuple[Plan, Plan]:
-    made = type("Mine", (V8,), chosen)()
+    made = mine(**chosen)
     return made.plan(punches=True), made.plan(punches=False)
 
 
@@ -465,7 +465,7 @@ def test_a_start_has_its_end_even_if_the_change_fails() -> None:
 
 
 def test_a_size_that_is_free_is() -> None:
-    made = type("Mine", (V8,), {"size": "free"})()
+    made = mine(size="free")
     for current, new in ((0, 1), (1, 0), (PAGE, PAGE), (PAGE, 5), (5, PAGE)):
         made.check_size(current, new, PAGE)
 
@@ -479,7 +479,7 @@ def test_a_size_that_is_free_is() -> None:
     ],
 )
 def test_calls_that_must_be_aligned(aligned: str, punch: str, allocation: str) -> None:
-    made = type("Mine", (V8,), {"aligned": aligned})()
+    made = mine(aligned=aligned)
     for mode, wanted in ((PUNCH, punch), (KEEP, allocation), (0, allocation)):
         assert outcome(made.check_fallocate, mode, 1, PAGE, PAGE) == wanted
         assert outcome(made.check_fallocate, mode, 0, PAGE, PAGE) == "ok"

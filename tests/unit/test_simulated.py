@@ -25,6 +25,7 @@ from inaccfs.shim.simulated import (
     SimulatedFrames,
     SimulatedSource,
 )
+from inaccfs.syscalls import PUNCH
 from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 PAGE: Final = 4096
 MIB: Final = 1 << 20
 HUGE: Final = 512
-PUNCH: Final = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 
 
 # --- the allocator ----------------------------------------------------------------

@@ -15,9 +15,10 @@ import trio.testing
 from inaccfs.semantics import V8, V9, V10, GuestMemfd
 from inaccfs.semantics.rules import INVALIDATE, INVALIDATE_END, INVALIDATE_START
 from inaccfs.shim.call import Begun, Call
+from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE
 from tests.unit.fakes import fallocate, refused
-from tests.unit.pages_fakes import ACK_SECONDS, KEEP, PUNCH, Holder, World, world_of
+from tests.unit.pages_fakes import ACK_SECONDS, KEEP, Holder, World, world_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +41,10 @@ PID = 4711
 @contextmanager
 def traced(world: World) -> Iterator[list[Happened]]:
     found: list[Happened] = []
-    with world.file._superblock.trace.listening(found.append):
-        yield found
+    trace = world.file.superblock.trace
+    trace.listen(found.append)
+    yield found
+    trace.stop(found.append)
     ino = os.fstat(world.file.fd).st_ino
     assert {one.file for one in found} <= {ino}
     times = [one.time for one in found]
@@ -239,7 +242,7 @@ async def test_the_counters_agree_with_the_trace() -> None:
         world.put(holder, 0, 2)
         await world.punch(0, 4)
         await world.fallocate(0, 0, 4)
-    counters = world.file._superblock.trace.counters
+    counters = world.file.superblock.trace.counters
 
     def pages(what: str) -> int:
         return sum(one.end - one.start for one in found if one.what == what) // PAGE

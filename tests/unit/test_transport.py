@@ -10,10 +10,10 @@ import pytest
 import trio
 import trio.testing
 
-from inaccfs import syscalls
 from inaccfs.fuse import requests, wire
 from inaccfs.fuse.requests import Pending, Request
 from inaccfs.fuse.wire import Op
+from inaccfs.syscalls import PUNCH
 from tests.unit import fakes
 from tests.unit.fakes import (
     FALLOCATE_IN,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 INTERRUPTIBLE = 256 << 20
-PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 
 
 class Lists:

@@ -7,7 +7,8 @@ Offsets, starts, ends and counts are pages of the file's page size, ends exclusi
 sizes are bytes; a pfn is a page frame number, of 4 KiB frames.
 """
 
-from inaccfs.control.messages.catalogue import COMMANDS
+from typing import Final
+
 from inaccfs.control.messages.commands import (
     MFD_ALLOW_SEALING,
     MFD_CLOEXEC,
@@ -51,6 +52,7 @@ from inaccfs.control.messages.events import (
     Populate,
     Shutdown,
     Trace,
+    Zaps,
 )
 from inaccfs.control.messages.filecommands import (
     CommitBind,
@@ -174,5 +176,28 @@ __all__ = [
     "VersionInfo",
     "VersionTriple",
     "WriteShared",
+    "Zaps",
     "version",
 ]
+
+COMMANDS: Final[dict[str, type[Command]]] = {
+    command.name: command
+    for command in (
+        *(QmpCapabilities, QueryVersion, QueryCommands, QueryQmpSchema),
+        *(GetFd, CloseFd, MemfdCreate),
+        *(RegisterNotifier, UnregisterNotifier, Bind, CommitBind, Unbind),
+        *(InvalidateDone, GetPfn, PutPfn, GetMemory),
+        *(
+            SetMemoryAttributes,
+            QueryMemoryAttributes,
+            PopulatePages,
+            Freeze,
+            Unfreeze,
+            Migrate,
+        ),
+        *(ReadShared, WriteShared, PinPages, UnpinPages),
+        *(QueryFiles, QueryFile, QueryMap, QueryNotifiers, QueryPins, QueryStats),
+        *(QueryStatus, QuerySemantics, MemoryFailure),
+        *(TraceStart, TraceStop, Quit),
+    )
+}

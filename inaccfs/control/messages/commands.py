@@ -117,7 +117,9 @@ class GetFd(Command, frozen=True, kw_only=True):
     takes_fd: ClassVar[bool] = True
 
     fdname: FdName
-    weak: Annotated[bool, Meta(description="whether the file may be closed")] = False
+    weak: Annotated[
+        bool, Meta(description="whether the name does not keep it open")
+    ] = False
 
 
 class CloseFd(Command, frozen=True, kw_only=True):

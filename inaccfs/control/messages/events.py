@@ -12,6 +12,13 @@ from inaccfs.control.messages.results import Extent
 from inaccfs.control.messages.views import TraceRecord
 
 
+class Zaps(msgspec.Struct, frozen=True, gc=False):
+    """The pages that an event says to zap; none if `start` is `end`."""
+
+    start: Start
+    end: End
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the events, which the daemon sends without a command."""
 
@@ -33,6 +40,13 @@ class Answered(Event, frozen=True, kw_only=True):
     frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
     # "private", "shared" or "both": which of the pages, in semantics that say so.
     kinds: str | msgspec.UnsetType = msgspec.UNSET
+    # The pages to zap, if a conversion changes only some from `start` to `end`.
+    zaps: Zaps | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def fewer(self) -> tuple[int, int] | None:
+        """`zaps` as a start and an end; None if they are left out."""
+        return (self.zaps.start, self.zaps.end) if self.zaps else None
 
 
 class Invalidate(Answered, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from inaccfs.control.messages.commands import Command, PutExtent
 from inaccfs.control.messages.fields import (
     ByteCount,
     ByteOffset,
+    FdName,
     File,
     Limit,
     NotifierId,
@@ -30,7 +31,7 @@ class SetMemoryAttributes(Command, frozen=True, kw_only=True):
     would have more than a million ranges. A conversion to private is EAGAIN if a page
     has references, and `error.offset` is that page. Nothing is converted then, except
     in semantics that convert one huge page after the other: there the huge pages before
-    `error.offset` are.
+    `error.offset` are. There a conversion ends early, too, if the peer disconnects.
     """
 
     name: ClassVar[str] = "set-memory-attributes"
@@ -66,8 +67,9 @@ class PopulatePages(Command, frozen=True, kw_only=True):
     and holes are only allocated. Returns how many pages were populated, and fails only
     if the first one failed. EINVAL for a shared page, past the end, and without a
     source where one is needed; EFAULT for a page of the source that is private, or past
-    its end; ENOENT if there is no fdname `source`; EHWPOISON; EPERM for a hole of a
-    frozen file; EOPNOTSUPP in semantics without this command.
+    its end, and if all users have closed the file; ENOENT if there is no fdname
+    `source`; EHWPOISON; EPERM for a hole of a frozen file; EOPNOTSUPP in semantics
+    without this command.
     """
 
     name: ClassVar[str] = "populate"
@@ -77,16 +79,7 @@ class PopulatePages(Command, frozen=True, kw_only=True):
     offset: Pgoff
     count: PageCount
     source: (
-        Annotated[
-            str,
-            Meta(
-                min_length=1,
-                max_length=255,
-                pattern="^[^/]",
-                description="the fdname of a file of this mount",
-            ),
-        ]
-        | None
+        Annotated[FdName, Meta(description="the fdname of a file of this mount")] | None
     ) = None
     source_offset: Pgoff | None = msgspec.field(name="source-offset", default=None)
 

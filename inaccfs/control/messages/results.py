@@ -232,7 +232,7 @@ class Stats(Result, frozen=True, omit_defaults=False):
     events: int
     # Notifiers that did not answer in time.
     evictions: int
-    # References that get-pfn took, in pages.
+    # Pages that get-pfn returned, each counted every time.
     pages_got: int
     # References that put-pfn dropped, in pages.
     pages_put: int

@@ -14,15 +14,13 @@ if TYPE_CHECKING:
     from inaccfs.fuse.namespace import Namespace
     from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.requests import Answer, Handler, Request
-    from inaccfs.shim.superblock import Superblock
 
 
 class WritingHandlers:
     """Fills pages. A larger write(2) arrives as several requests in sequence."""
 
-    def __init__(self, namespace: Namespace, superblock: Superblock) -> None:
+    def __init__(self, namespace: Namespace) -> None:
         self._namespace: Final = namespace
-        self._superblock: Final = superblock
 
     def handlers(self) -> Mapping[Op, Handler]:
         """The handlers by opcode."""
@@ -38,7 +36,7 @@ class WritingHandlers:
         end = offset + len(data)
         with self._namespace.opens.hold(node) as file:
             try:
-                await hostaccess.write(self._superblock, file, offset, data)
+                await hostaccess.write(file, offset, data)
             except OSError as exc:
                 file.trace.tell("write", offset, end, pid, exc)
                 raise

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs import syscalls
+from inaccfs import children, syscalls
 from inaccfs.kvm.live.places import LiveError
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _emulate(arguments: list[str], limit: float) -> str:
                 f"the emulated machine has not ended in {limit:g} seconds"
             ) from None
         except BaseException:
-            process.kill()
+            children.kill(process)
             raise
     return said
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Final
 
-from inaccfs import syscalls
+from inaccfs import children, syscalls
 from inaccfs.kvm.live import places
 from inaccfs.kvm.live.places import Kernel, LiveError
 
@@ -35,6 +35,8 @@ _TESTS: Final = {
 
 # The time that a killed build may take to end, in seconds.
 _PATIENCE: Final = 10.0
+# How long make may take to end its own children.
+_ENDING_SECONDS: Final = 1.5
 
 
 def build(say: Callable[[str], None]) -> Kernel:
@@ -106,7 +108,7 @@ class _Build:
         self._work: Final = _beside(target, ".building")
         self._linux: Final = self._work / "linux"
         self._objects: Final = self._work / "objects"
-        self._result: Final = self._work / "result"
+        self._made: Final = Kernel(self._work / "result", str(source))
 
     def run(self) -> None:
         """Run the stages that are not done yet, and move the kernel to its place."""
@@ -129,8 +131,9 @@ class _Build:
                     self._say(what)
                     stage(log)
                     self._note(name)
-        (self._result / "source").write_text(f"{self._source}\n")
-        self._result.rename(self._target)
+        result = self._made.directory
+        (result / "source").write_text(f"{self._source}\n")
+        result.rename(self._target)
         shutil.rmtree(self._work)
 
     def _done(self) -> list[str]:
@@ -172,14 +175,14 @@ class _Build:
 
     def _kernel(self, log: IO[str]) -> None:
         self._make(log, "bzImage")
-        self._result.mkdir(exist_ok=True)
-        image = self._objects / "arch/x86/boot/bzImage"
-        shutil.copy(image, self._result / "bzImage")
-        shutil.copy(self._objects / ".config", self._result / "config")
+        result = self._made.directory
+        result.mkdir(exist_ok=True)
+        shutil.copy(self._objects / "arch/x86/boot/bzImage", self._made.image)
+        shutil.copy(self._objects / ".config", result / "config")
 
     def _selftests(self, log: IO[str]) -> None:
         self._make(log, "headers")
-        output = self._result / "selftests"
+        output = self._made.selftests
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir()
         self._call(
@@ -236,7 +239,7 @@ def _run(command: Sequence[str], directory: Path, log: IO[str]) -> None:
             status = process.wait()
         except BaseException:
             # make ends its own children.
-            process.terminate()
+            children.end(process, _ENDING_SECONDS)
             raise
     if status:
         raise subprocess.CalledProcessError(status, command)

@@ -59,7 +59,7 @@ def find() -> Here:
     # A KVM without two-dimensional paging may emulate a guest that is not at CPL 3.
     # Then guest_memfd gets no faults.
     mode: Mode = REAL if kvm.private else USER
-    return Here(RealOpponent(DEVICE, mode), _semantics(kvm))
+    return Here(RealOpponent(mode), _semantics(kvm))
 
 
 def check_architecture() -> None:

@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("--mode", choices=assembler.MODES, default="real")
     parser.add_argument("file", type=Path)
     args = parser.parse_args()
-    opponent = RealOpponent("/dev/kvm", assembler.MODES[args.mode])
-    # The console shows which row it was, should a row crash the machine.
+    opponent = RealOpponent(assembler.MODES[args.mode])
+    # Something to look at on the console, should a row end the machine.
     side = table.Asked(opponent, begins=lambda row: print(row.name, flush=True))  # noqa: T201
     answers = side.answers(ROWS)
     found = {

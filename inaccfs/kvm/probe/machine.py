@@ -16,6 +16,7 @@ from inaccfs.kvm.probe.protocol import (
     KVM_MEM_GUEST_MEMFD,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     PAGE,
+    U64,
     AbsentError,
     Halt,
     Hypercall,
@@ -46,7 +47,6 @@ PATIENCE: Final = 5.0
 
 # Stop running a guest after so many exits, as it may never halt.
 _MOST_EXITS: Final = 12
-_U64: Final = (1 << 64) - 1
 
 
 class CannotBeginError(Exception):
@@ -84,7 +84,7 @@ class HostMemory:
 def _munmap(address: int, size: int) -> None:
     call = ctypes.CDLL(None, use_errno=True).munmap
     if call(ctypes.c_void_p(address), ctypes.c_size_t(size)):
-        raise OSError(ctypes.get_errno(), "munmap")
+        raise syscalls.last_error()
 
 
 class Spinning:
@@ -183,12 +183,10 @@ class Machine:
             must(self.to_private(gpa, pages))
         return fd, half
 
-    def plain(
-        self, pages: int = PAGES, gpa: int = T, slot: int = 1, fill: int = 0x33
-    ) -> HostMemory:
-        """Make a slot without a file."""
-        half = self.anonymous(pages, fill)
-        must(self.region(slot, 0, gpa, pages * PAGE, half.address))
+    def plain(self, gpa: int = T, slot: int = 1) -> HostMemory:
+        """Make a slot without a file, whose bytes are 0x33."""
+        half = self.anonymous(fill=0x33)
+        must(self.region(slot, 0, gpa, PAGES * PAGE, half.address))
         return half
 
     # --- ioctls -----------------------------------------------------------------------
@@ -221,7 +219,7 @@ class Machine:
     def attributes(self, gpa: int, size: int, attributes: int, flags: int = 0) -> str:
         """KVM_SET_MEMORY_ATTRIBUTES."""
         return words.of(
-            self.vm.set_memory_attributes, gpa & _U64, size & _U64, attributes, flags
+            self.vm.set_memory_attributes, gpa & U64, size & U64, attributes, flags
         )
 
     def to_private(self, gpa: int = T, pages: int = 1) -> str:

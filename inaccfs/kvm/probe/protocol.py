@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 PAGE: Final = 4096
 
+U64: Final = (1 << 64) - 1
+"""What a member of an ioctl's struct can have."""
+
 # include/uapi/linux/kvm.h
 KVM_X86_DEFAULT_VM: Final = 0
 KVM_X86_SW_PROTECTED_VM: Final = 1

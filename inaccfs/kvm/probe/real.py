@@ -17,6 +17,7 @@ from inaccfs.kvm.probe.protocol import (
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_X86_DEFAULT_VM,
     KVM_X86_SW_PROTECTED_VM,
+    U64,
     AbsentError,
     Region,
 )
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 DEVICE: Final = "/dev/kvm"
 
-_U64: Final = (1 << 64) - 1
 _U32: Final = (1 << 32) - 1
 
 # slot, flags, guest_phys_addr, memory_size, userspace_addr
@@ -84,7 +84,7 @@ class RealVm:
         )
 
     def create_guest_memfd(self, size: int, flags: int, reserved: int = 0) -> int:
-        request = _guest_memfd.pack(size & _U64, flags & _U64, *[reserved] * 6)
+        request = _guest_memfd.pack(size & U64, flags & U64, *[reserved] * 6)
         return ioctl(self.fd, KVM_CREATE_GUEST_MEMFD, request)
 
     def set_user_memory_region(self, region: Region) -> None:
@@ -93,7 +93,7 @@ class RealVm:
     def set_user_memory_region2(self, region: Region) -> None:
         request = _region2.pack(
             *_first_five(region),
-            region.guest_memfd_offset & _U64,
+            region.guest_memfd_offset & U64,
             region.guest_memfd & _U32,
             region.padding,
             *[region.padding] * 14,
@@ -103,7 +103,7 @@ class RealVm:
     def set_memory_attributes(
         self, gpa: int, size: int, attributes: int, flags: int = 0
     ) -> None:
-        request = _attributes.pack(gpa & _U64, size & _U64, attributes, flags)
+        request = _attributes.pack(gpa & U64, size & U64, attributes, flags)
         ioctl(self.fd, KVM_SET_MEMORY_ATTRIBUTES, request)
 
     def get_dirty_log(self, slot: int) -> None:
@@ -173,8 +173,9 @@ class RealKvm:
 class RealOpponent:
     """/dev/kvm of this machine, or of the emulated one."""
 
-    def __init__(self, name: str, mode: Mode) -> None:
-        self.name = name
+    name = DEVICE
+
+    def __init__(self, mode: Mode) -> None:
         self.origin = f"Linux {os.uname().release}"
         self._mode: Final = mode
 
@@ -186,9 +187,9 @@ def _first_five(region: Region) -> tuple[int, int, int, int, int]:
     return (
         region.slot,
         region.flags,
-        region.guest_phys_addr & _U64,
-        region.memory_size & _U64,
-        region.userspace_addr & _U64,
+        region.guest_phys_addr & U64,
+        region.memory_size & U64,
+        region.userspace_addr & U64,
     )
 
 

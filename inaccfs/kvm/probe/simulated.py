@@ -28,6 +28,7 @@ from inaccfs.kvm.probe.protocol import (
     KVM_X86_DEFAULT_VM,
     KVM_X86_SW_PROTECTED_VM,
     PAGE,
+    U64,
     AbsentError,
     OtherExit,
 )
@@ -53,7 +54,6 @@ _STACK: Final = 0x8000
 # for spinning guests (`machine.PATIENCE`).
 _ENDLESS: Final = 8.0
 
-_U64: Final = (1 << 64) - 1
 _S64: Final = 1 << 63
 _BLOCK: Final = 512
 
@@ -100,7 +100,7 @@ class SimulatedVcpu:
 
     def pre_fault_memory(self, gpa: int, size: int, flags: int) -> tuple[int, int, int]:
         self._vm.settle()
-        gpa, size = gpa & _U64, size & _U64
+        gpa, size = gpa & U64, size & U64
         if flags:
             return errno.EINVAL, gpa, size
         try:
@@ -143,8 +143,8 @@ class SimulatedVm:
             self.hypercalls.add(KVM_HC_MAP_GPA_RANGE)
 
     def create_guest_memfd(self, size: int, flags: int, reserved: int = 0) -> int:
-        size &= _U64
-        if flags & _U64 & ~self._kvm.all_file_flags or not 0 < size < _S64:
+        size &= U64
+        if flags & U64 & ~self._kvm.all_file_flags or not 0 < size < _S64:
             raise _invalid(f"size {size:#x}, flags {flags:#x}")
         fd = self._kvm.shim.memfd_create("probe", MFD_INACCESSIBLE, size)
         self.vm.own(fd)
@@ -161,12 +161,12 @@ class SimulatedVm:
     def _set(self, region: Region) -> None:
         self.settle()
         has_file = bool(region.flags & KVM_MEM_GUEST_MEMFD)
-        offset = region.guest_memfd_offset & _U64
+        offset = region.guest_memfd_offset & U64
         self.vm.set_user_memory_region(
-            *(region.slot, region.guest_phys_addr & _U64, region.memory_size & _U64),
+            *(region.slot, region.guest_phys_addr & U64, region.memory_size & U64),
             private_fd=region.guest_memfd if has_file else -1,
             private_offset=offset if has_file else 0,
-            shared=region.userspace_addr & _U64,
+            shared=region.userspace_addr & U64,
             flags=region.flags,
         )
 
@@ -176,7 +176,7 @@ class SimulatedVm:
         known = KVM_MEMORY_ATTRIBUTE_PRIVATE if self._protected else 0
         if flags or attributes & ~known:
             raise _invalid(f"attributes {attributes:#x}, flags {flags:#x}")
-        self.vm.set_memory_attributes(gpa & _U64, size & _U64, private=bool(attributes))
+        self.vm.set_memory_attributes(gpa & U64, size & U64, private=bool(attributes))
 
     def get_dirty_log(self, slot: int) -> None:
         if not 0 <= slot < KVM_USER_MEM_SLOTS:

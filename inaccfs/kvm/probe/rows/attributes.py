@@ -132,3 +132,19 @@ def outlive_slots(machine: Machine) -> Iterator[object]:
     yield machine.read()
     yield machine.region(fd=fd, at=half.address)
     yield machine.read()
+
+
+@ROWS.row(
+    "A gfn is private in one VM, shared in another, then the reverse: both VMs read.",
+    private=True,
+)
+def of_another_vm(machine: Machine) -> Iterator[object]:
+    other = machine.another()
+    machine.memory(fill=0xAA)
+    other.memory(fill=0x33, private=False)
+    yield machine.read()
+    yield other.read()
+    yield other.to_private()
+    yield machine.to_shared()
+    yield machine.read()
+    yield other.read()

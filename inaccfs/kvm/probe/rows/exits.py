@@ -21,10 +21,10 @@ _HYPERCALL: Final = 201
 _MAP_GPA_RANGE: Final = 12
 
 
-def _private_plain(machine: Machine, pages: int = PAGES) -> None:
-    """A plain slot whose first *pages* are private: each access is an exit."""
+def _private_plain(machine: Machine) -> None:
+    """A plain slot whose pages are private: each access is an exit."""
     machine.plain()
-    machine.to_private(T, pages)
+    machine.to_private(T, PAGES)
 
 
 @ROWS.row("Private without a file: read, write, exchange.", private=True)
@@ -206,6 +206,33 @@ def mmio_then_plain(machine: Machine) -> Iterator[object]:
     yield machine.read()
     machine.plain()
     yield machine.read()
+
+
+def _answered_late(machine: Machine) -> Iterator[object]:
+    """Run a guest that reads a device twice to its first exit, and answer that."""
+    vcpu = machine.vcpu
+    vcpu.load((guest.Read(T), guest.Read(T)))
+    yield words.of_exit(vcpu.run())
+    vcpu.answer(b"\x5a" * 4)
+
+
+@ROWS.row(
+    "A plain slot is made after an MMIO exit, before the next KVM_RUN: both reads."
+)
+def mmio_answered_late(machine: Machine) -> Iterator[object]:
+    yield from _answered_late(machine)
+    machine.plain()
+    yield machine.story(machine.vcpu, bytes(8))
+
+
+@ROWS.row(
+    "A private slot is made after an MMIO exit, before the next KVM_RUN: both reads.",
+    private=True,
+)
+def mmio_answered_private(machine: Machine) -> Iterator[object]:
+    yield from _answered_late(machine)
+    machine.memory()
+    yield machine.story(machine.vcpu, bytes(8))
 
 
 @ROWS.row(

@@ -26,7 +26,6 @@ ROWS: Final = Rows("file")
 
 _KEEP: Final = syscalls.FALLOC_FL_KEEP_SIZE
 _SIZE: Final = 16 * PAGE
-_F_GET_SEALS: Final = 1034
 
 
 def _mmap(fd: int, flags: int, protection: int) -> None:
@@ -57,7 +56,7 @@ _CALLS: Final[dict[str, tuple[str, Callable[[int], object]]]] = {
     ),
     "fchmod": ("fchmod(2)", lambda fd: os.fchmod(fd, 0o600)),
     "fsync": ("fsync(2)", os.fsync),
-    "seals": ("F_GET_SEALS of fcntl(2)", lambda fd: fcntl.fcntl(fd, _F_GET_SEALS)),
+    "seals": ("F_GET_SEALS of fcntl(2)", lambda fd: fcntl.fcntl(fd, fcntl.F_GET_SEALS)),
     "reopen": (
         "open(2) by its link in /proc/self/fd",
         lambda fd: os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDWR)),

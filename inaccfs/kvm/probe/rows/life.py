@@ -26,10 +26,10 @@ ROWS: Final = Rows("life")
 _LARGE: Final = 64 << 20
 
 
-def _slot(machine: Machine, fill: int = 0x22) -> int:
-    """Make a slot whose file no mapping keeps open; returns the file's only fd."""
+def _slot(machine: Machine) -> int:
+    """A slot whose file no mapping keeps open; the file's only descriptor."""
     fd = machine.create()
-    machine.region(fd=fd, at=machine.anonymous(fill=fill).address)
+    machine.region(fd=fd, at=machine.anonymous(fill=0x22).address)
     if machine.kvm.private:
         machine.to_private(T, PAGES)
     return fd

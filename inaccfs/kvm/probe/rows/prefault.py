@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.probe.asking import Rows
 from inaccfs.kvm.probe.machine import PAGES, T
-from inaccfs.kvm.probe.protocol import PAGE
+from inaccfs.kvm.probe.protocol import KVM_MEM_READONLY, PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +93,16 @@ def plain(machine: Machine) -> Iterator[object]:
     machine.plain()
     yield machine.pre_fault(T, 2 * PAGE)
     yield machine.mapped()
+
+
+@ROWS.row("A read-only plain slot; then the guest reads and writes.")
+def plain_readonly(machine: Machine) -> Iterator[object]:
+    half = machine.anonymous(fill=0x33)
+    yield machine.region(flags=KVM_MEM_READONLY, at=half.address)
+    yield machine.pre_fault(T, 2 * PAGE)
+    yield machine.mapped()
+    yield machine.read()
+    yield machine.write(T, 1)
 
 
 @ROWS.row("A plain slot that is private.", private=True)

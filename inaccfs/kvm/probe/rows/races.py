@@ -186,6 +186,22 @@ def flip(machine: Machine) -> Iterator[object]:
 
 
 @ROWS.row(
+    "The guest spins on a private page; the next one is converted again and again.",
+    private=True,
+    allowed=frozenset({"ok; still running"}),
+)
+def flip_beside(machine: Machine) -> Iterator[object]:
+    machine.memory(fill=0xAA)
+    machine.write(T, 0x11)
+    spinning = _spinning(machine, 0x11)
+    found = set()
+    for _ in range(100):
+        found |= {machine.to_shared(T + PAGE), machine.to_private(T + PAGE)}
+    yield ", ".join(sorted(found))
+    yield spinning.ended(_WHILE)
+
+
+@ROWS.row(
     "The guest spins on a private page; the VM makes and deletes other slots.",
     private=True,
     allowed=frozenset({"ok; still running"}),

@@ -243,6 +243,12 @@ def fd_null(machine: Machine) -> Iterator[object]:
     yield _with(machine, os.open(os.devnull, os.O_RDWR))
 
 
+@ROWS.row("guest_memfd is the VM's own descriptor, or an eventfd where it has none.")
+def fd_vm(machine: Machine) -> Iterator[object]:
+    fd = machine.vm.fd
+    yield _with(machine, os.eventfd(0) if fd < 0 else fd)
+
+
 @ROWS.row("guest_memfd is an O_PATH descriptor of the right file.")
 def fd_o_path(machine: Machine) -> Iterator[object]:
     fd = machine.create()

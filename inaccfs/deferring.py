@@ -1,7 +1,8 @@
-"""Defers signals while a library calls back that loses exceptions.
+"""Defers signals where an exception would be lost, or would do harm.
 
-ctypes prints an exception of a callback's wrapper and goes on. A Python signal handler
-runs at any bytecode of the main thread, so its KeyboardInterrupt could be lost there.
+A Python signal handler runs at any bytecode of the main thread. An exception that it
+raises is lost in a callback of ctypes, which prints it and goes on; and in an import it
+may meet C code that crashes (msgspec, when it makes a Struct), or import locks.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from types import FrameType, TracebackType
+    from types import FrameType
     from typing import Self
 
 _SIGNALS: Final = (
@@ -26,9 +27,14 @@ class Deferred:
     def __init__(self) -> None:
         self._before: Final[dict[signal.Signals, Any]] = {}
         self._arrived: Final[list[tuple[int, FrameType | None]]] = []
+        # While handlers are replaced one by one, a signal is passed on at once: an
+        # exception then leaves a part of them replaced, which must lose no signal.
+        self._defers = False
 
     def _arrives(self, number: int, frame: FrameType | None) -> None:
         self._arrived.append((number, frame))
+        if not self._defers:
+            self.deliver()
 
     def deliver(self) -> None:
         """Call the handlers of the signals that arrived. Raises what they raise."""
@@ -44,14 +50,11 @@ class Deferred:
                 if callable(handler):
                     self._before[number] = handler
                     signal.signal(number, self._arrives)
+        self._defers = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self._defers = False
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self.deliver()

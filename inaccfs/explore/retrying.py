@@ -1,4 +1,4 @@
-"""The kinds of violations by name, and the KVM's invalidation counter, tracked."""
+"""The retry protocols that an explored VM can have."""
 
 from __future__ import annotations
 
@@ -8,28 +8,6 @@ from inaccfs.kvm.invalidation import Invalidation
 
 if TYPE_CHECKING:
     from inaccfs.explore.seen import Sight
-
-KINDS: Final = {
-    "use-after-free": "a guest uses a frame that has been freed",
-    "stale-mapping": "a punch has returned, and a mapping of its page is left",
-    "wrong-kind": "a private page is mapped as shared, or a shared one as private",
-    "use-after-change": "a device uses a page that was removed or converted",
-    "changed-frozen": "a page of a frozen file comes or goes",
-    "unpaired": "an end without its begin, or a begin without its end",
-    "leaked-reference": "a reference to a page is left when all is over",
-    "leaked-notifier": "a notifier is left when its VM has been closed",
-    "leaked-frame": "a frame is not free that no page has, and nobody holds",
-    "freed-held": "a frame is freed to which somebody has a reference",
-    "refused-put": "a reference is put that there is not",
-    "unexplained-read": "a guest reads what no order of the calls explains",
-    "unexplained-exit": "a guest is refused a page that its file has",
-    "raises": "a callback of a VM raises",
-    "miscounted": "the counters of a VM do not say what it has mapped",
-    "deadlock": "actors wait for each other",
-    "waits-for-ever": "an actor waits for what never comes",
-    "always": "what a scenario says holds always does not",
-}
-"""Each kind of a violation, and what it means."""
 
 
 class CountedInvalidation(Invalidation):

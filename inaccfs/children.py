@@ -1,0 +1,79 @@
+"""Child processes that end before their parent does."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from inaccfs.errors import NO_PROCESS, InaccfsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# How long a child may take that is busy all the time: it may have much memory to free.
+_BUSY_SECONDS: Final = 60.0
+
+# After its time a child is looked at: it hangs if it is found waiting so many times in
+# a row. Once is not enough, for a daemon also waits for its helper.
+_LOOKS: Final = 5
+_LOOK_SECONDS: Final = 0.1
+
+_KILLED_SECONDS: Final = 1.5
+
+
+@contextmanager
+def starting(what: str) -> Iterator[None]:
+    """Report that no process is allowed, in a with block that starts *what*.
+
+    Raises:
+        InaccfsError: fork(2) failed with EAGAIN.
+    """
+    try:
+        yield
+    except BlockingIOError as exc:
+        raise InaccfsError(f"cannot start {what}: {NO_PROCESS}") from exc
+
+
+def end(process: subprocess.Popen[Any], seconds: float) -> None:
+    """End a child by SIGTERM, and wait for it; kill it if it hangs after *seconds*.
+
+    Its `returncode` is None if it hangs in the kernel. In an exception handler this is
+    needed, for Popen does not wait after a KeyboardInterrupt.
+    """
+    process.terminate()
+    # A stopped process does not see SIGTERM.
+    process.send_signal(signal.SIGCONT)
+    deadline = time.monotonic() + _BUSY_SECONDS
+    idle = 0
+    while idle < _LOOKS and time.monotonic() < deadline:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            # It may have little CPU time, or much memory to free.
+            idle = 0 if _is_running(process.pid) else idle + 1
+            seconds = _LOOK_SECONDS
+        else:
+            return
+    kill(process)
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """Kill a child and wait for it, but not for one that hangs in the kernel."""
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_KILLED_SECONDS)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process is runnable, and does not wait."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name before the state is in parentheses, and may contain them: see
+            # proc(5).
+            return file.read().rpartition(b")")[2].split()[0] == b"R"
+    except (FileNotFoundError, ProcessLookupError):
+        # It has ended just now, and is no zombie where SIGCHLD is ignored.
+        return False

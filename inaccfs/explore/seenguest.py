@@ -1,0 +1,112 @@
+"""What the vCPUs of a VM share without a lock, and steps touch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from inaccfs.kvm.mmiocache import MmioCache
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Mapping
+
+    from inaccfs.explore.seen import Sight
+    from inaccfs.kvm import VM
+    from inaccfs.kvm.sync import Lock
+
+    Place = tuple[int, int]
+
+
+class Places(dict[int, "Place"]):
+    """The file and the page of each gfn, as the scenario has it."""
+
+    def __init__(self, sight: Sight) -> None:
+        super().__init__()
+        self._sight = sight
+
+    def add(self, places: Mapping[int, Place]) -> None:
+        """A slot is about to have these."""
+        self._sight.write("places")
+        self.update(places)
+
+    def get(self, gfn: int, default: Any = None) -> Any:  # noqa: ANN401 - a dict's
+        """See `dict.get`."""
+        self._sight.read("places")
+        return super().get(gfn, default)
+
+    def __contains__(self, gfn: object) -> bool:
+        self._sight.read("places")
+        return super().__contains__(gfn)
+
+    def __iter__(self) -> Iterator[int]:
+        self._sight.read("places")
+        return super().__iter__()
+
+    def items(self) -> Any:  # noqa: ANN401 - a dict's
+        """See `dict.items`."""
+        self._sight.read("places")
+        return super().items()
+
+
+class Modes(list["Lock"]):
+    """The guest modes that a flush waits for."""
+
+    _sight: Sight
+
+    def append(self, mode: Lock) -> None:
+        """There is one more vCPU."""
+        self._sight.write("vcpus")
+        super().append(mode)
+
+    def __iter__(self) -> Iterator[Lock]:
+        self._sight.read("vcpus")
+        return super().__iter__()
+
+
+class Mmio(MmioCache):
+    """All entries at once."""
+
+    _sight: Sight
+
+    def __contains__(self, gfn: int) -> bool:
+        self._sight.read("mmio")
+        return super().__contains__(gfn)
+
+    def is_valid(self, gfn: int) -> bool:
+        """See `MmioCache.is_valid`."""
+        self._sight.read("mmio")
+        return super().is_valid(gfn)
+
+    def add(self, gfn: int) -> None:
+        """See `MmioCache.add`."""
+        self._sight.write("mmio")
+        super().add(gfn)
+
+    def drop(self, gfn: int) -> None:
+        """See `MmioCache.drop`."""
+        self._sight.write("mmio")
+        super().drop(gfn)
+
+    def next_generation(self) -> None:
+        """See `MmioCache.next_generation`."""
+        if self._generations:
+            self._sight.write("mmio")
+        else:
+            self._sight.read("mmio")
+        super().next_generation()
+
+    def state(self) -> Hashable:
+        """Which gfns have an entry, and which of them of this generation."""
+        found = self._generations
+        return frozenset((gfn, found[gfn] == self._generation) for gfn in found)
+
+
+def watch_guest(vm: VM, sight: Sight) -> None:
+    """Track what vCPUs share of a VM that has none yet."""
+    mmu: Any = vm._mmu
+    modes = Modes()
+    modes._sight = mmu.mmio._sight = sight
+    mmu.mmio.__class__ = Mmio
+    mmu.__dict__["guest_modes"] = modes
+    of_key = sight.schedule.state.of_key
+    of_key["vcpus", sight.number, 0] = lambda: list.__len__(modes)
+    of_key["mmio", sight.number, 0] = mmu.mmio.state
