@@ -220,7 +220,7 @@ def end_with_reader(fd: int) -> None:
     poller = select.poll()
     poller.register(fd, 0)
     if poller.poll(0):
-        # It has been before that.
+        # The trace began before that.
         raise KeyboardInterrupt
 
 

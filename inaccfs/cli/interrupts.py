@@ -1,4 +1,4 @@
-"""Signals that end a command: it undoes what it has made, and then ends.
+"""Signals that end a command: it removes what it has made, and then ends.
 
 SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does. So the command ends its
 mounts and its children and waits for them; with the default action they would end some
@@ -42,10 +42,10 @@ def take() -> None:
 
 def _end(number: int, _frame: FrameType | None) -> None:
     global _taken
-    # For the second one, which ends the process at once.
+    # For the second signal, which ends the process at once.
     signal.signal(number, signal.SIG_DFL)
     if os.getpid() != _process:
-        # In a fork, of a script, say, there is nothing to take down.
+        # A fork, of a script for example, has nothing to remove.
         signal.raise_signal(number)
     _taken = number
     raise KeyboardInterrupt

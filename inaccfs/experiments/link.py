@@ -94,7 +94,7 @@ class _Move:
         return " and ".join(heard) or "nobody"
 
     def get(self) -> str:
-        """Whether pages can be got at this moment, whoever asks."""
+        """Whether any peer can get pages at this moment."""
         return parts.outcome(self.new.frames)
 
     def kept(self) -> str:

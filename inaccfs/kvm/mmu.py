@@ -47,12 +47,12 @@ _PATIENCE: Final = 1.0
 
 
 class Snapshot(NamedTuple):
-    """What there is at one moment."""
+    """The state at one moment."""
 
     counters: Counters
     # The mappings, of both kinds.
     mapped: ByLevel
-    # How many shared pages of 4 KiB are mapped.
+    # The number of mapped shared pages of 4 KiB.
     mapped_shared: int
     # Invalidations in progress.
     in_progress: int

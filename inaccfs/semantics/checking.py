@@ -63,7 +63,7 @@ _CHECKS: Final = ("check_size", "check_fallocate")
 _BEFORE: Final = (None, INVALIDATE, INVALIDATE_START)
 _AFTER: Final = (None, INVALIDATE, INVALIDATE_END, POPULATE)
 
-# An exception of a user's class could answer this otherwise, or raise.
+# An exception of a user's class could return something else, or raise.
 _errno: Final[Callable[[OSError], object]] = OSError.__dict__["errno"].__get__
 
 
