@@ -51,7 +51,7 @@ class RefusedError(ScenarioError):
 
     @property
     def reason(self) -> str:
-        """The reason."""
+        """The message of the refused call."""
         return str(getattr(self.__cause__, "strerror", "") or self)
 
 

@@ -104,7 +104,7 @@ class States:
         elif self._trusts:
             self._plan = self._path(self._open[0][-1])
         else:
-            # The longer the path is, the more there is to compare.
+            # A longer path has more steps to look at.
             self._plan = self._path(self._last())
 
     def ahead(self) -> Sequence[Step]:
