@@ -162,7 +162,7 @@ def layout(pages: int, unit: int, width: int, height: int) -> Layout:
     room = width - (digits + 2) - 2
     gap = " "
     groups = (room + len(gap)) // (GROUP + len(gap))
-    # Of a narrow terminal what there is, and a cell at least.
+    # On a narrow terminal the available width, but at least one cell.
     columns = groups * GROUP if groups > 0 else max(room, 1)
     if groups * (GROUP + 2) - 2 <= room:
         gap = "  "

@@ -1,4 +1,4 @@
-"""Child processes that end before their parent does."""
+"""Ends child processes before their parent ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inaccfs.errors import NO_PROCESS, InaccfsError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# How long a child may take that is busy all the time: it may have much memory to free.
+# How long a busy child may take to end: it may have much memory to free.
 _BUSY_SECONDS: Final = 60.0
 
 # After its time a child is looked at: it hangs if it is found waiting so many times in
@@ -75,5 +75,5 @@ def _is_running(pid: int) -> bool:
             # proc(5).
             return file.read().rpartition(b")")[2].split()[0] == b"R"
     except (FileNotFoundError, ProcessLookupError):
-        # It has ended just now, and is no zombie where SIGCHLD is ignored.
+        # It has just ended; if SIGCHLD is ignored there is no zombie.
         return False

@@ -41,7 +41,7 @@ class Writer:
         self._used: Final[set[str]] = set()
         self._threads: Final = itertools.count(1)
         self._flows: Final = itertools.count(1)
-        # What stands between two events.
+        # The text between two events.
         self._before = b""
         write(b'{"displayTimeUnit":"ns","traceEvents":[\n')
 

@@ -1,4 +1,4 @@
-"""Defers signals where an exception would be lost, or would do harm.
+"""Defers signals while an exception would be lost, or would do harm.
 
 A Python signal handler runs at any bytecode of the main thread. An exception that it
 raises is lost in a callback of ctypes, which prints it and goes on; and in an import it

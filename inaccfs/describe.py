@@ -66,7 +66,7 @@ class Describer:
         return status.encode(await self.status())
 
     async def status(self) -> status.Status:
-        """The mount as it is now.
+        """The current state of the mount.
 
         Raises:
             OSError: the daemon has no free fd to query the backing.

@@ -1,4 +1,4 @@
-"""What inaccfs needs of a machine: what is there, what works without it, how to get it.
+"""What inaccfs needs of a machine: what it has, what works without it, how to get it.
 
 Each check is a function of a `Machine`, which it does not change.
 """

@@ -34,14 +34,14 @@ from inaccfs.syscalls import peer_credentials
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
 
-# How long a daemon may take to answer where a wrong guess does no harm.
+# How long a daemon may take to answer, if a wrong guess does no harm.
 _QUICK_ANSWER_SECONDS: Final = 1.0
 
 # How long a daemon may take to end if it is busy all the time.
 _STOP_SECONDS: Final = 60.0
 
 NOTICE_SECONDS: Final = 0.5
-"""How long it takes to notice that its mount has gone; usually it ends within that."""
+"""How long a daemon takes to notice that its mount was removed, and usually to end."""
 
 _ENDING_SECONDS: Final = 2.0
 
@@ -274,7 +274,7 @@ def _copies(found: MountInfo) -> list[MountInfo]:
 def _describe_copies(
     found: MountInfo, copies: list[MountInfo], goes_on: str
 ) -> str | None:
-    """What to say of those *copies* that are still there; None if none is."""
+    """The message about *copies* that still exist; None if none does."""
     left = [one.path for copy in copies if (one := unmounting.find_own(copy))]
     if not left:
         return None
@@ -330,7 +330,7 @@ def _end_silent(found: MountInfo) -> str | None:
     Then calls that wait for it fail.
     """
     if copies := _copies(found):
-        # It is not for us to take the other ones away.
+        # This command must not remove the others.
         _detach(found, lazy=False)
         goes_on = "its daemon does not answer, but stays"
         return _describe_copies(found, copies, goes_on)

@@ -92,4 +92,4 @@ class DaemonFailedError(MountError):
             else "the daemon ended before there was a mount"
         )
         self.status: Final = status
-        """Its exit status, as `inaccfs mount` has it; 0 if that is lost, too."""
+        """Its exit status, as from `inaccfs mount`; 0 if the status is lost."""

@@ -208,7 +208,7 @@ def mounted(
     ack_timeout: float | None = None,
     semantics: str | None = None,
 ) -> Iterator[Mount]:
-    """A mount with a daemon of its own, which is always unmounted at the end.
+    """A mount with its own daemon, which is always unmounted at the end.
 
     It belongs to the process that makes it: however that ends, also by SIGKILL, the
     daemon ends with it. A fork of the process neither keeps the mount nor ends it.
@@ -233,7 +233,7 @@ def mounted(
         point = stack.enter_context(Mountpoint.open(os.fspath(mountpoint)))
         path = Path(point.path)
         words = [options] if isinstance(options, str) else list(options)
-        # As `inaccfs mount` has it: -o counts for more, and the last one of a name.
+        # As in `inaccfs mount`, -o takes precedence, and of one name the last one.
         given = dict(word.partition("=")[::2] for word in ",".join(words).split(","))
         socket_path = Path(given.get("control", control or scratch / "control"))
         arguments = ["--control", str(socket_path)]
@@ -287,7 +287,7 @@ def mounted(
 
 
 def _lines(log: Path) -> list[str]:
-    """What is in a daemon's log; a daemon removes an empty one, or the user has."""
+    """The content of a daemon's log; the daemon, or the user, may have removed it."""
     with suppress(OSError):
         return log.read_text(errors="replace").strip().splitlines()
     return []

@@ -80,10 +80,10 @@ class Machine:
         return found == ["0", "0", "4294967295"]
 
     def user_namespaces(self) -> str:
-        """Empty if this user may make them, or why not."""
+        """Empty if this user may make them; otherwise the reason."""
         if shutil.which("unshare") is None:
             return "no unshare(1) to try it"
-        # In a process of its own: a namespace cannot be left.
+        # In a separate process, because a namespace cannot be left.
         done = subprocess.run(
             ["unshare", "-Urm", "true"],
             stdin=subprocess.DEVNULL,

@@ -98,7 +98,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def inaccfs_mount(request: pytest.FixtureRequest) -> Iterator[inaccfs.Mount]:
-    """A mount with a daemon of its own, as from `inaccfs.mounted`.
+    """A mount with its own daemon, as from `inaccfs.mounted`.
 
     At the end of the test the daemon ends; the test fails if that goes wrong.
     """

@@ -231,13 +231,13 @@ class Credentials(NamedTuple):
 
 
 def peer_credentials(connection: socket.socket) -> Credentials:
-    """Who has made the other end, by connect(2) or listen(2). SO_PEERCRED."""
+    """The process that made the other end, by connect(2) or listen(2). SO_PEERCRED."""
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size)
     return Credentials._make(_ucred.unpack(found))
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Be ended by this signal when the thread that forked us ends."""
+    """Get this signal when the thread that forked this process ends."""
     set_parent_death_signal(number)
 
 
@@ -249,7 +249,7 @@ class OomScore:
     """
 
     def __init__(self) -> None:
-        """If /proc refuses the open, the score stays as it is."""
+        """If /proc refuses the open, the score does not change."""
         self._fd = -1
         with suppress(OSError):
             self._fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Threads for what has to be done, also where the system has no more for now."""
+"""Threads for work that must be done, even if the system has none at the moment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from inaccfs.trouble import Trouble
 
-# How long to wait where no thread is to be had.
+# How long to wait if no thread can be started.
 _NO_THREAD_SECONDS: Final = 0.1
 
 
@@ -34,6 +34,6 @@ async def do(
                 work, abandon_on_cancel=abandon, limiter=limiter
             )
         except RuntimeError as exc:
-            # Of threading: there may be no more (systemd's TasksMax).
+            # threading raises this at a limit (systemd's TasksMax).
             trouble.met(f"{called} waits: {exc}")
             await trio.sleep(_NO_THREAD_SECONDS)

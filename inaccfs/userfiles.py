@@ -14,7 +14,7 @@ from inaccfs.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A user's class could answer this otherwise, or raise.
+# A user's class could return something else, or raise.
 type_name: Final[Callable[[type], str]] = type.__dict__["__name__"].__get__
 
 
@@ -39,7 +39,7 @@ def label(wanted: str) -> str:
 
 
 class UserFile:
-    """A file that is run as a module of its own.
+    """A file that is run as a separate module.
 
     Reading the module may run the user's code, too: of a class, a metaclass, a
     descriptor or an exception.
@@ -84,14 +84,14 @@ class UserFile:
         ]
 
     def unnamed(self, base: type) -> OptionError:
-        """The error of a path that comes without a class."""
+        """The error for a path without a class."""
         there_is = (self.classes(base) or ["CLASS"])[0]
         return OptionError(
             f"{self._kind} {self.path}: name the class, too: {self.path}:{there_is}"
         )
 
     def lacks(self, name: str, base: type = object) -> OptionError:
-        """The error of a class that it has not."""
+        """The error for a class that the file lacks."""
         there = ", ".join(self.classes(base))
         return OptionError(
             f"{self._kind} {self.path} has no class {name!r}"
@@ -99,7 +99,7 @@ class UserFile:
         )
 
     def reason(self, exc: BaseException) -> str:
-        """For a message: where the file raised, if that is known, and what."""
+        """For a message: where the file raised, if known, and the exception."""
         lines = [
             at.lineno
             for at in traceback.extract_tb(exc.__traceback__)

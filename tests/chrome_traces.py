@@ -32,7 +32,7 @@ def _phase(name: str, needed: list[str], members: dict[str, Any]) -> dict[str, A
     }
 
 
-# "Trace Event Format", as far as it is used.
+# The part of "Trace Event Format" that is used.
 SCHEMA: Final = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
@@ -66,7 +66,7 @@ SCHEMA: Final = {
 
 
 class Trace:
-    """A whole file that is as it must be."""
+    """A whole file, which has been checked."""
 
     def __init__(self, data: bytes) -> None:
         made = json.loads(data)
@@ -81,7 +81,7 @@ class Trace:
                 assert event["pid"] in self._groups
                 assert event["tid"] in self._tracks
         self._check_slices()
-        # From the slice at its beginning to that at its end.
+        # By arrow: the slice at its beginning and the slice at its end.
         self.arrows: Final = self._find_arrows()
 
     def _named(self, what: str, key: str) -> dict[int, str]:
@@ -103,7 +103,7 @@ class Trace:
         return self._groups[event["pid"]], self._tracks[event["tid"]]
 
     def _check_slices(self) -> None:
-        """On no track two overlap."""
+        """On no track do two slices overlap."""
         by_track = defaultdict(list)
         for event in self.of("X"):
             by_track[event["tid"]].append((event["ts"], event["ts"] + event["dur"]))

@@ -1,4 +1,4 @@
-"""What all tests have in common: how their reports travel, and threads."""
+"""What all tests have in common: how pytest-xdist sends reports, and threads."""
 
 from __future__ import annotations
 

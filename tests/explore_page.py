@@ -30,7 +30,7 @@ SHORT: Final = {
     "waits-for-ever": "ever",
 }
 
-# The others are about proposals, and have a table of their own.
+# The others are about proposals, and have another table.
 TABLED: Final = tuple(name for name, one in SCENARIOS.items() if one not in IN_PLACE)
 
 _BEGIN: Final = "| scenario | KVM |"
@@ -53,7 +53,7 @@ def cell(scenario: str, kvm: str, version: str, limits: Limits) -> str:
 
 
 def distinct() -> dict[str, list[str]]:
-    """The versions that make a difference, each with those that are as it."""
+    """The versions that differ, each with the versions that have the same results."""
     found: dict[str, list[str]] = {}
     for name, rules in versions().items():
         found.setdefault(rules.name, []).append(name)
@@ -70,7 +70,7 @@ def compute(limits: Limits) -> dict[Place, str]:
 
 
 def render(cells: dict[Place, str]) -> str:
-    """The table. Neighbours that are the same in all rows share a column."""
+    """The table. Neighbouring versions with the same results share a column."""
     columns: list[list[str]] = []
     for version in distinct():
         if columns and all(
@@ -92,7 +92,7 @@ def render(cells: dict[Place, str]) -> str:
 
 
 def parse(text: str) -> dict[Place, str]:
-    """The cells of the page, for each version by its own name."""
+    """The cells of the page, by the name of each version."""
     lines = text[text.index(_BEGIN) :].partition("\n\n")[0].splitlines()
     heads, _, *rows = ([one.strip() for one in line.split("|")[1:-1]] for line in lines)
     return {

@@ -25,8 +25,8 @@ def directory_on_tmpfs(options: TmpfsOptions, name: str, cause: OSError) -> Back
     """Make the directory; *cause* is why there is no private tmpfs.
 
     Raises:
-        BackingError: the *options* need a tmpfs of one's own, or no tmpfs of the
-            system is writable.
+        BackingError: the *options* need a private tmpfs, or no tmpfs of the system is
+            writable.
     """
     if options.size is not None or options.huge is not None:
         raise BackingError(

@@ -84,7 +84,7 @@ def _fields(kind: type[Command]) -> dict[str, msgspec.inspect.Field]:
 
 
 def _plain(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
-    """A type without its limits, and without the None of what may be left out."""
+    """A type without its limits, and without None for an optional member."""
     while isinstance(kind, msgspec.inspect.Metadata):
         kind = kind.type
     if isinstance(kind, msgspec.inspect.UnionType):

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(semantics: str, args: argparse.Namespace) -> Run:
-    """Run the script in a process of its own, so that no run sees another's state."""
+    """Run the script in a separate process, so that no run sees another's state."""
     reader, writer = os.pipe()
     options = [word for option in args.options for word in ("-o", option)]
     command = [
@@ -220,7 +220,7 @@ def end_with_reader(fd: int) -> None:
     poller = select.poll()
     poller.register(fd, 0)
     if poller.poll(0):
-        # It has been before that.
+        # The trace began before that.
         raise KeyboardInterrupt
 
 

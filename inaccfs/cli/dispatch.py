@@ -81,7 +81,7 @@ def _run(argv: Sequence[str] | None) -> int:
         else:
             output.complain("the working directory has been removed: change to another")
     except RuntimeError as exc:
-        # Of threading, which has no type of its own for that.
+        # threading raises this, and has no other type for it.
         if str(exc) != "can't start new thread":
             raise
         output.complain(f"no more threads: {NO_PROCESS}")

@@ -85,7 +85,7 @@ def _run(found: Experiment, semantics: list[str], args: argparse.Namespace) -> i
     try:
         with (
             output.lent(),
-            # What it prints itself is no JSON.
+            # Output of the user's code would not be JSON.
             redirect_stdout(sys.stderr) if args.json else nullcontext(),
             progress(f"experiment {found.name}", ticks=True),
         ):

@@ -152,7 +152,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _try(args: argparse.Namespace) -> None:
-    """Raise `ScenarioError` if code of the user's does not come to an end."""
+    """Raise `ScenarioError` if the user's code does not end."""
     from inaccfs.explore import load as scenarios
     from inaccfs.explore.choosers import Chance
     from inaccfs.explore.search import MOST_SECONDS, Case, ScenarioError, execute
@@ -242,7 +242,7 @@ def _show_refused(name: str, why: RefusedError, table: Table | None) -> None:
 
 
 def _show_vain(rows: Sequence[tuple[str, Outcome]], args: argparse.Namespace) -> None:
-    """Calls that are refused in all schedules: what would come after them is unseen."""
+    """Calls that are refused in all schedules: nothing after them was tried."""
     found: dict[str, list[str]] = {}
     for name, outcome in rows:
         for call, why in outcome.calls.vain.items():

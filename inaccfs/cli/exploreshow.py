@@ -1,4 +1,4 @@
-"""Shows the results of `inaccfs explore`: to programs, to people, and as a trace."""
+"""Shows the results of `inaccfs explore`: for programs, for people, and as a trace."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def row(
     schedule: str | None,
     steps: Sequence[Line],
 ) -> dict[str, Any]:
-    """A row of --json; *schedule* is the replay ID of the one whose *steps* it has."""
+    """A row of --json; *schedule* is the replay ID of these *steps*."""
     return {
         "scenario": label,
         "semantics": semantics,

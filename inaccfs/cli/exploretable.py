@@ -57,7 +57,7 @@ class Table:
         )
 
     def refused(self, name: str, why: str) -> str:
-        """Of a version whose rules refuse what the scenario needs."""
+        """For a version whose rules refuse what the scenario needs."""
         return self._line(
             *(self._label, name, self._kvm, "-", "-", "-", "-"), f"refused: {why}"
         )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _AGAIN_SECONDS: Final = 0.5
 
-# Lines of cells where there is no terminal.
+# Lines of cells without a terminal.
 _ROWS: Final = 16
 
 # Beside the cells, the title and the legend: the empty line between them, and a prompt.

@@ -158,7 +158,7 @@ def mention_traceback(exc: Exception, *, ours: int = 1) -> None:
 
 
 def exit_status(exc: SystemExit) -> int:
-    """That of sys.exit() in a user's code; a text is printed, as Python does."""
+    """The status of sys.exit() in a user's code; a text is printed, as by Python."""
     if exc.code is None or isinstance(exc.code, int):
         return exc.code or 0
     mention(printable_lines(str(exc.code)))

@@ -105,7 +105,7 @@ def progress(
     with output.beside(made.cleared):
         try:
             if ticks:
-                # Without a thread nothing is drawn, but the work is done.
+                # Without a thread nothing is drawn, but the work goes on.
                 with suppress(RuntimeError):
                     thread.start()
             yield made

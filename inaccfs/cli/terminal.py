@@ -29,7 +29,7 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def length(line: str) -> int:
-    """How many columns a line takes; its colours take none."""
+    """The number of columns of a line, without its colours."""
     return len(_COLOUR.sub("", line))
 
 
@@ -92,7 +92,7 @@ def _wanted(name: str) -> int:
 
 
 def width() -> int:
-    """How many columns a line may have; 0 if the output is no terminal: no limit.
+    """The columns that a line may have; 0, no limit, if the output is not a terminal.
 
     In a pipe each row of a table stays on one line.
     """

@@ -118,7 +118,7 @@ class _Snapshot(NamedTuple):
 
 
 class _Asker:
-    """Asks a mount in a thread of its own, as a stopped mount never answers."""
+    """Asks a mount in a separate thread, because a stopped mount never answers."""
 
     def __init__(self, shim: Client) -> None:
         self._shim: Final = shim

@@ -1,4 +1,4 @@
-"""Numbers for people, and from them."""
+"""Formats numbers for people, and parses those that they write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def size_text(count: int) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """The number of seconds that an argument says; a type for argparse."""
+    """The number of seconds in an argument; a type for argparse."""
     if (value := words.seconds(text)) is None:
         raise argparse.ArgumentTypeError(
             f"{words.quoted(text)} is not a number of seconds: give one above 0"

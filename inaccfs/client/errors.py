@@ -55,7 +55,7 @@ class NotControlSocketError(ControlError):
 
 
 class UnknownCommandError(InaccfsError, OSError):
-    """ENOSYS: the daemon does not know the command, as it is of another version."""
+    """ENOSYS: the daemon does not know the command, because it has another version."""
 
     def __init__(self, text: str) -> None:
         super().__init__(errno.ENOSYS, text)

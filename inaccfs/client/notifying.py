@@ -278,7 +278,7 @@ class Notifiers:
         return Request(command, interpret)
 
     def commit(self, registration: Registration) -> Request[None]:
-        """The request that puts a prepared one into effect. If it fails, forget it."""
+        """The request that commits a prepared binding. If it fails, forget that."""
         return no_result(CommitBind(notifier=registration.number))
 
     def forget(self, registration: Registration) -> None:

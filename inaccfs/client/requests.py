@@ -274,7 +274,7 @@ def get_pfns(file: str, offset: int, count: int) -> Request[list[Extent]]:
 
 
 def put_pfns(file: str, extents: Iterable[Run]) -> list[Command]:
-    """The commands that put a reference to each page of *extents*, some at a time."""
+    """The commands that put a reference to each page of *extents*, in several parts."""
     return [PutPfn(file=file, extents=parts) for parts in _to_put(extents)]
 
 
@@ -292,7 +292,7 @@ def pin_pages(file: str, offset: int, count: int) -> Request[list[Extent]]:
 
 
 def unpin_pages(file: str, extents: Iterable[Run]) -> list[Command]:
-    """The commands that give back a pin of each page of *extents*."""
+    """The commands that unpin each page of *extents*."""
     return [UnpinPages(file=file, extents=parts) for parts in _to_put(extents)]
 
 

@@ -1,4 +1,4 @@
-"""Traces: each has a connection of its own, which the caller reads.
+"""Traces: each has its own connection, which the caller reads.
 
 `Reading` is for both faces; `Trace` is the blocking face. A trace consists of
 `inaccfs.control.messages.TraceRecord`s.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """A trace on a connection of its own. It does not wait."""
+    """A trace on its own connection. It does not wait."""
 
     def __init__(
         self, path: str, connection: socket.socket, conversation: Conversation

@@ -74,7 +74,7 @@ async def receive(reading: Reading) -> None:
 
 @asynccontextmanager
 async def traced(path: str, kinds: Iterable[What]) -> AsyncIterator[Trace]:
-    """A trace on a connection of its own, for a with block."""
+    """A trace on its own connection, during a with block."""
     reading = Reading(path, *await tasks.dial(path))
     try:
         reading.start(kinds)

@@ -205,7 +205,7 @@ def send_all(outlet: Outlet, conversation: Conversation) -> None:
 
 
 def flush(outlet: Outlet) -> bool:
-    """As `Outlet.flush`, but it is no error if the daemon has gone.
+    """As `Outlet.flush`, but it is not an error if the daemon has ended.
 
     Its last messages are still to be read.
     """

@@ -140,7 +140,7 @@ class Names:
 
     def _query_file(self, command: messages.QueryFile) -> messages.FileInfo:
         with closing(self.open(command.file)) as opened:
-            # All opens but this one.
+            # All opens except this one.
             return queries.describe(opened, opened.opens - 1)
 
     async def _query_map(self, command: messages.QueryMap) -> messages.PageMap:

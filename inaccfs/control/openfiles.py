@@ -28,7 +28,7 @@ class Listed(Protocol):
 
     @property
     def opens(self) -> int:
-        """How many opens of it there are, without weak ones."""
+        """The number of opens, without weak ones."""
 
 
 class OpenFile(Listed, Protocol):
@@ -62,7 +62,7 @@ class Files(Protocol):
         """Make a file without a name; returns it, and an fd of it on the mount."""
 
     def all(self) -> Iterator[Listed]:
-        """All that are open, or whose pages have been fetched.
+        """All files that are open, or whose pages have been fetched.
 
         Files may come and go meanwhile. Use each file only until you ask for the next
         one.
@@ -72,4 +72,4 @@ class Files(Protocol):
         """The name of inode *ino* for people, open or not; empty if there is none."""
 
     def at(self, ino: int) -> AbstractContextManager[Listed | None]:
-        """The same of inode *ino*, for a with block; None if it is not there."""
+        """The same for inode *ino*, during a with block; None if it is not there."""

@@ -1,4 +1,4 @@
-"""Pages of a list: what a query returns where there is more than fits into a reply."""
+"""Pages of a list: parts of a query's result that is too long for one reply."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ T = TypeVar("T")
 Place = TypeVar("Place")
 
 MOST_ROWS: Final = 1000
-"""The most rows of a page: to make JSON of them takes some 2 ms."""
+"""The most rows of a page: their encoding as JSON takes some 2 ms."""
 
 # Names of files may be as long as paths are, and so are in rows.
 _NAME_BYTES: Final = 1 << 18
 
 
 def most_rows(limit: int | None) -> int:
-    """How many rows a reply has at most, if the peer has asked for *limit*."""
+    """The most rows of a reply, if the peer has asked for *limit*."""
     return min(limit or MOST_ROWS, MOST_ROWS)
 
 
@@ -37,12 +37,12 @@ class Paging:
 
     @property
     def room(self) -> int:
-        """How many rows there is room for."""
+        """The number of rows for which there is room."""
         return self.limit - len(self.rows)
 
     @property
     def has_room(self) -> bool:
-        """Whether there is for one more. There is for one, however long its name is."""
+        """Whether there is room for one more. The first row always has room."""
         return not self.rows or (self.room > 0 and self._bytes < _NAME_BYTES)
 
     def add(self, name: str, row: object) -> None:
@@ -51,7 +51,7 @@ class Paging:
         self._bytes += len(name)
 
     def fill(self, name: str, rows: Iterable[tuple[object, Place]]) -> Place | None:
-        """Add rows of a file; where the first is for which there is no room, if any."""
+        """Add rows of a file; return the place of the first without room, if any."""
         for row, place in rows:
             if not self.has_room:
                 return place
@@ -61,7 +61,7 @@ class Paging:
     async def first_of(
         self, found: Iterable[tuple[int, T]], start: int
     ) -> list[tuple[int, T]]:
-        """The first from *start* on, in order of their keys: one more than room."""
+        """The first from *start* on, in order of their keys: one more than fits."""
         most = self.limit + 1
         first: list[tuple[int, T]] = []
         for each in found:

@@ -217,7 +217,7 @@ class PeerOutlet:
             was_in_time = await in_time(
                 self._policy.ack_seconds, partial(wait_writable, self._connection)
             )
-            # Send all that there is room for: a punch may have thousands of events.
+            # Send as much as there is room for: a punch may have thousands of events.
             self._flush()
             if not was_in_time and self._outlet.waiting == waiting:
                 self.evict("it does not read", "reads nothing")

@@ -39,7 +39,7 @@ async def pins(context: Context, command: messages.QueryPins) -> messages.Pins:
         await paging.slices.give()
     else:
         if len(listed) > paging.limit:
-            # Of some nothing was left when it was their turn.
+            # Some files had nothing left when it was their turn.
             following = _Place(listed[-1][0] + 1)
     frames = context.superblock.frames
     return messages.Pins(
@@ -54,11 +54,11 @@ class _Place(NamedTuple):
     """Where a page of query-pins begins: at this row, or at the next one after it."""
 
     ino: int = 0
-    # Whose references they are: see `_rank`; 0 for an extent.
+    # The rank of the peer (see `_rank`); 0 for an extent.
     holder: int = 0
     # A page of the file for an extent, a frame for references.
     at: int = 0
-    # Which of the references there.
+    # The number of the reference at this place.
     lot: int = 0
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class _Place(NamedTuple):
 
     @classmethod
     def parse(cls, start: int | str) -> _Place:
-        """Read what `__str__` has written, or 0."""
+        """Parse the text of `__str__`, or 0."""
         if start == 0:
             return cls()
         if isinstance(start, str) and _PLACE.fullmatch(start):
@@ -122,5 +122,5 @@ def _rows(
 
 
 def _rank(holder: Holder) -> int:
-    """By peer; its pins come after its references."""
+    """The rank of a peer; its pins come after its references."""
     return 2 * holder.who + isinstance(holder, Pinner)

@@ -31,7 +31,7 @@ _ZERO_RANGE: Final = 0x10  # include/uapi/linux/falloc.h
 
 
 class Policy(Bind):
-    """Resizing a sized file is EBUSY, and each rule has an errno of its own."""
+    """Resizing a sized file is EBUSY, and each rule has its own errno."""
 
     read_errno = errno.EACCES
     unbound_errno = errno.EFAULT

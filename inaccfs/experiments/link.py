@@ -23,7 +23,7 @@ _PAGES: Final = 8
 
 
 class Linked(GuestMemfd72):
-    """KVM_LINK_GUEST_MEMFD: each VM has a file of its own on one inode.
+    """KVM_LINK_GUEST_MEMFD: each VM has its own file on one inode.
 
     As bindings belong to the file, those of two VMs do not exclude each other.
     """
@@ -32,7 +32,7 @@ class Linked(GuestMemfd72):
 
 
 class _Vm:
-    """The part of a VM that a file sees: a binding, on a connection of its own."""
+    """The part of a VM that a file sees: a binding, on a separate connection."""
 
     def __init__(self, stack: ExitStack, bench: Bench, fd: int) -> None:
         self.shim: Final[Client] = stack.enter_context(connect(bench.mount.path))
@@ -94,7 +94,7 @@ class _Move:
         return " and ".join(heard) or "nobody"
 
     def get(self) -> str:
-        """Whether pages can be got at this moment, whoever asks."""
+        """Whether any peer can get pages at this moment."""
         return parts.outcome(self.new.frames)
 
     def kept(self) -> str:

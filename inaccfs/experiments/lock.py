@@ -58,7 +58,7 @@ class _Guest:
         self._fd: Final = fd
         self._page: Final = page
         self.invalidation: Final = _Unchecked()
-        # Its callbacks run in a thread of its own.
+        # Its callbacks run in a separate thread.
         shim = stack.enter_context(connect(bench.mount.path))
         self.vm: Final = stack.enter_context(
             VM(

@@ -182,7 +182,7 @@ _USERS: Final = (_User, _Mapping, _Asking, _Tables)
 
 def _row(bench: Bench, make: type[_User]) -> tuple[object, ...]:
     with ExitStack() as stack:
-        # Each has a connection of its own, with which its references end.
+        # Each has its own connection, with which its references end.
         one, other = (stack.enter_context(connect(bench.mount.path)) for _ in "ab")
         neighbour = parts.Neighbour(stack, other, 8 * _PAGES)
         with ExitStack() as life:

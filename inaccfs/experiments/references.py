@@ -58,7 +58,7 @@ class _World:
         self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))
 
     def user(self) -> File:
-        """A user with a notifier for all pages, on a connection of its own."""
+        """A user with a notifier for all pages, on a separate connection."""
         shim = self._stack.enter_context(connect(self.bench.mount.path))
         file = self._stack.enter_context(shim.file(self.fd))
         # Never unregister it: a user that was disconnected could not do so.

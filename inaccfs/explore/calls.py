@@ -1,4 +1,4 @@
-"""Which calls of a scenario do something: one that is always refused shows nothing."""
+"""Which calls of a scenario succeed: a call that is always refused tests nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 
 class Call(NamedTuple):
-    """A call, whoever makes it how often."""
+    """A call, by any actor and any number of times."""
 
     # The name of the actor.
     who: str
-    # What it does, for people, and numbers that belong to it.
+    # The call, in words, with its numbers.
     what: str
     numbers: tuple[int, ...]
 
@@ -22,15 +22,15 @@ class Call(NamedTuple):
 
 
 class Calls:
-    """Of one schedule, or of many."""
+    """The calls of one schedule, or of many."""
 
     def __init__(self) -> None:
         self._granted: Final[set[Call]] = set()
-        # With the reason that came last.
+        # With the last reason.
         self._refused: Final[dict[Call, str]] = {}
 
     def grant(self, actor: Actor | None, what: str, *numbers: int) -> None:
-        """A call has done what it is for. Without an *actor* it is the setup's."""
+        """A call has succeeded. Without an *actor* it is one of the setup."""
         self._granted.add(_call(actor, what, numbers))
 
     def refuse(self, why: str, actor: Actor | None, what: str, *numbers: int) -> None:
@@ -38,7 +38,7 @@ class Calls:
         self._refused[_call(actor, what, numbers)] = why
 
     def update(self, other: Calls) -> None:
-        """Add those of another schedule."""
+        """Add the calls of another schedule."""
         self._granted.update(other._granted)
         self._refused.update(other._refused)
 

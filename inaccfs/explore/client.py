@@ -71,7 +71,7 @@ class ExploredClient:
         *,
         puts_late: bool = False,
     ) -> None:
-        """*numbers* has each file's number, by st_ino; *who* is the client's.
+        """*numbers* has each file's number, by st_ino; *who* is the client's number.
 
         *held* counts the references that the client has, by frame.
 
@@ -85,9 +85,9 @@ class ExploredClient:
         self.held: Final = held
         self.client: Final = _Client(mount, self._deliver, who)
         self.client.explored = self
-        # Events that no callback has been called for.
+        # Events whose callbacks have not been called.
         self._events: Final[list[Due]] = []
-        # Puts that have been sent: of which file, which frame, and how many pages.
+        # Puts that have been sent: the file, the frame, and the number of pages.
         self.puts: Final[list[tuple[ExploredFile, int, int]]] = []
         schedule.state.of_key["puts", name] = self._sent
         self.puts_late: Final = puts_late
@@ -275,7 +275,7 @@ class ExploredFile(PagesOfFile):
             self.put_pfn(extent.pfn, extent.count, wait=wait)
 
     def put_now(self, pfn: int, count: int) -> None:
-        """The daemon gets a put-pfn."""
+        """The daemon receives a put-pfn."""
         schedule = self._schedule
         if schedule.tracks:
             page = self._pages[pfn]
@@ -311,7 +311,7 @@ class ExploredFile(PagesOfFile):
         return self._file.query()
 
     def close(self) -> None:
-        """See `ShimFile`. The daemon gets first what was sent before."""
+        """See `ShimFile`. The daemon first receives what was sent before."""
         client = self._client
         if client.puts_late and self._schedule.runs:
             self._schedule.touch(("puts", client.name))

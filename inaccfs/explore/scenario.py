@@ -144,7 +144,7 @@ class Scenario:
         except ConnectionError:
             schedule.refuse("its daemon has disconnected it", what, gfn)
         except OSError as exc:
-            # EFAULT, say, where the slot has no shared half.
+            # It is EFAULT, for example, if the slot has no shared half.
             schedule.refuse(str(exc.strerror), what, gfn)
         else:
             schedule.grant(what, gfn)

@@ -51,7 +51,7 @@ KINDS: Final = {
     "waits-for-ever": "an actor waits for what never comes",
     "always": "what a scenario says holds always does not",
 }
-"""Each kind of a violation, and what it means."""
+"""Each kind of violation, and its meaning."""
 
 
 class Violation(NamedTuple):
@@ -79,7 +79,7 @@ class Schedule(Tracking):
         self.actors: Final[list[Actor]] = []
         self.violations: Final[list[Violation]] = []
         self.calls: Final = Calls()
-        # Why it has ended: "done", "pruned", or the kind of a violation.
+        # Why the schedule has ended: "done", "pruned", or the kind of a violation.
         self.ended = ""
         # An exception that ended the schedule, and the name of the actor that raised
         # it.
@@ -153,7 +153,7 @@ class Schedule(Tracking):
             self.log[-1][1].append(text)
 
     def grant(self, what: str, *numbers: int) -> None:
-        """A call of the scenario has done what it is for: *what*, with *numbers*."""
+        """A call of the scenario, *what* with *numbers*, has succeeded."""
         self.calls.grant(self.current, what, *numbers)
 
     def refuse(self, why: str, what: str, *numbers: int) -> None:
@@ -276,7 +276,7 @@ class Schedule(Tracking):
             return []
         late = [actor.index for actor in left if actor.lates]
         self._lates += bool(late)
-        # If all wait more often than each has been late, nobody gets on.
+        # If all actors wait more often than each has been late, none of them can go on.
         if late and self._lates <= len(self.actors):
             return late
         waits = "; ".join(f"{actor.name} {actor.label}" for actor in busy)

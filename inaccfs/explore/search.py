@@ -47,11 +47,11 @@ class ScenarioError(InaccfsError):
 
 
 class RefusedError(ScenarioError):
-    """The rules refuse what the scenario needs: a slot, say."""
+    """The rules refuse something that the scenario needs, such as a slot."""
 
     @property
     def reason(self) -> str:
-        """What they say."""
+        """The message of the refused call."""
         return str(getattr(self.__cause__, "strerror", "") or self)
 
 

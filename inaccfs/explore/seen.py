@@ -151,7 +151,7 @@ class Table(PageTable):
         return super().count()
 
     def _check(self, name: str) -> None:
-        """What is read of the whole table is not tracked."""
+        """Reads of the whole table are not tracked."""
         if self._sight.schedule.runs:
             _refuse(self, name)
 

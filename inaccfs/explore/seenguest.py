@@ -1,4 +1,4 @@
-"""What the vCPUs of a VM share without a lock, and steps touch."""
+"""Tracks the state that vCPUs of a VM share without a lock."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Places(dict[int, "Place"]):
-    """The file and the page of each gfn, as the scenario has it."""
+    """The file and the page of each gfn in the scenario."""
 
     def __init__(self, sight: Sight) -> None:
         super().__init__()
         self._sight = sight
 
     def add(self, places: Mapping[int, Place]) -> None:
-        """A slot is about to have these."""
+        """Add the gfns of a new slot."""
         self._sight.write("places")
         self.update(places)
 
@@ -53,7 +53,7 @@ class Modes(list["Lock"]):
     _sight: Sight
 
     def append(self, mode: Lock) -> None:
-        """There is one more vCPU."""
+        """Add a vCPU."""
         self._sight.write("vcpus")
         super().append(mode)
 
@@ -101,7 +101,7 @@ class Mmio(MmioCache):
 
 
 def watch_guest(vm: VM, sight: Sight) -> None:
-    """Track what vCPUs share of a VM that has none yet."""
+    """Track the shared state of a VM that has no vCPU yet."""
     mmu: Any = vm._mmu
     modes = Modes()
     modes._sight = mmu.mmio._sight = sight

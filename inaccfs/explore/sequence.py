@@ -91,5 +91,5 @@ class Cells:
         self._cell(file, page).end()
 
     def punch_fails(self, file: int, page: int) -> None:
-        """The call has been refused: the page may have gone, or not."""
+        """The call has been refused: the page may have been removed, or not."""
         self._cell(file, page).fail()

@@ -74,8 +74,8 @@ class States:
         """Check repeated steps, too, in one of *looked_at* schedules."""
         self.visited: Final[dict[int, Visited]] = {}
         self.steps: list[Step] = []
-        # A heap of the states where steps may be left to be taken: by depth, and of
-        # one depth in the order of visits.
+        # A heap of the states that may have steps left: by depth, and at one depth in
+        # the order of visits.
         self._open: Final[list[tuple[int, int, int]]] = []
         self._schedule: Schedule | None = None
         # The next choices, all of steps that were taken before: each a state and an
@@ -104,7 +104,7 @@ class States:
         elif self._trusts:
             self._plan = self._path(self._open[0][-1])
         else:
-            # There is the more to look at the longer the way is.
+            # A longer path has more steps to look at.
             self._plan = self._path(self._last())
 
     def ahead(self) -> Sequence[Step]:
@@ -128,14 +128,14 @@ class States:
         return False
 
     def _last(self) -> int:
-        """The state that was visited last of those where there is something to do."""
+        """The last visited state that has steps left."""
         while self._visits:
             number = self._visits[-1]
             self._settle(number)
             if self.visited[number].todo:
                 return number
             self._visits.pop()
-        # What was left has been settled meanwhile.
+        # The steps that were left have been settled meanwhile.
         return self._first
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
@@ -216,7 +216,7 @@ class States:
                 self._lead(number, actor, after)
 
     def _before_another(self, number: int, actor: int) -> tuple[Step, int] | None:
-        """A step, and where it leads: it has been taken after another one from here."""
+        """A step, and its state: it has been taken after another one from here."""
         here = self.visited[number]
         for other, after in here.after.items():
             there = self.visited[after]
@@ -232,7 +232,7 @@ class States:
         return None
 
     def _after_another(self, number: int, actor: int) -> tuple[Step, int] | None:
-        """The same: it has been taken instead of the one that leads to here."""
+        """The same, for a step that was taken instead of the one that leads here."""
         for before, other in self.visited[number].before:
             there = self.visited[before]
             step, after = there.taken.get(actor), there.after.get(actor)

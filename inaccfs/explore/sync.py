@@ -175,7 +175,7 @@ _MANY: Final = (tuple, list)
 
 
 def _plain(value: object) -> Hashable:
-    # In the order of how many there are: it is asked for each local variable.
+    # The most frequent types come first, because this runs for each local variable.
     if value is None or isinstance(value, _SIMPLE):
         return value
     if isinstance(value, _MANY):

@@ -94,7 +94,7 @@ class Tracking:
             self._seen = {}
 
     def restart(self) -> None:
-        """Forget what the actor has seen in this access: it begins the access anew."""
+        """Forget what the actor has seen in this access: the access begins again."""
         if (me := self.current) is not None and me.base is not None:
             me.known = me.base
             self._seen = {}

@@ -1,4 +1,4 @@
-"""Does a user's code come to an end? A process of its own finds out.
+"""Does a user's code end? A separate process finds out.
 
 C code that spins, as sum(range(10**12)) does, lets no handler of a signal run: only the
 kernel can end it.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def ends_in_time(call: Callable[[], object], seconds: float) -> bool:
-    """Whether *call* returns or raises within *seconds*, in a child that is silent."""
+    """Whether *call* returns or raises within *seconds*, in a child without output."""
     pid = os.fork()
     if not pid:
         try:

@@ -50,7 +50,7 @@ _UNSIZED: Final = 4
 
 
 class Punch(NamedTuple):
-    """A punch that is under way, of pages of a file."""
+    """A punch in progress, of pages of a file."""
 
     file: int
     pages: range
@@ -89,14 +89,14 @@ class World:
         self._pages: Final[list[int]] = []
         # The punches in progress, by actor.
         self.punches: Final[dict[int, Punch]] = {}
-        # Of each punch the pages whose removal has begun.
+        # For each punch, the pages whose removal has begun.
         self._changed: Final[dict[Hashable, range]] = {}
         Values(self, schedule.state)
 
     # --- things -----------------------------------------------------------------------
 
     def _check_setup(self, name: str) -> None:
-        """Things have numbers, by the order in which they are made."""
+        """Gives things numbers, in the order in which they are made."""
         if self.schedule.runs:
             raise UnseenError(f"an actor calls {name}(), which is for setup()")
 

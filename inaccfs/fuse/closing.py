@@ -42,7 +42,8 @@ class Closer:
         # Set while the loop runs, which waits for the threads.
         self.nursery: trio.Nursery | None = None
         self._pending = 0
-        # A limiter of its own: allocations, which have another, may wait for these.
+        # A separate limiter: allocations, which have another, may wait for these
+        # threads.
         self._threads = trio.CapacityLimiter(_THREADS)
         self._trouble: Final = Trouble()
         # How many large files have been closed so far.

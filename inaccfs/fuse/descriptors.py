@@ -20,7 +20,7 @@ _RESERVE: Final = 1024
 # at most so many fds of the reserve are taken before the change is noticed.
 _BETWEEN_LOOKS: Final = 64
 
-# Of the daemon itself, before the first file is opened.
+# The daemon's own fds, before the first file is opened.
 _LEAST: Final = 64
 
 _NR_OPEN: Final = "/proc/sys/fs/nr_open"

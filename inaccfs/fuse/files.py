@@ -48,7 +48,7 @@ class OpenFile:
 
     @property
     def opens(self) -> int:
-        """How many opens of it there are, this one included, without weak ones."""
+        """The number of opens, this one included, without weak ones."""
         return self._opens.users(self._node) + self._weak
 
     def reopen_backing(self) -> int:
@@ -100,7 +100,7 @@ class Listed(NamedTuple):
     # As stat(2) on the mount has it.
     ino: int
     file: InaccessibleFile
-    # How many opens there are, without weak ones.
+    # The number of opens, without weak ones.
     opens: int
 
 
@@ -197,7 +197,7 @@ class Files:
             ) from None
 
     def all(self) -> Iterator[Listed]:
-        """What is open or fetched.
+        """The files that are open or have fetched pages.
 
         Use each file only until you ask for the next one: see `at`.
         """
@@ -214,7 +214,7 @@ class Files:
 
     @contextmanager
     def at(self, ino: int) -> Iterator[Listed | None]:
-        """The same of one inode, for a with block; None if it is neither."""
+        """The same for one inode, during a with block; None if it is neither."""
         node = self._inodes.nodes.get(ino)
         if node is None or (node.file is None and not node.opens):
             yield None

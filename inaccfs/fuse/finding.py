@@ -24,7 +24,7 @@ FSTYPE: Final = "fuse.inaccfs"
 _ANSWER_SECONDS: Final = 5.0
 
 DAEMON_SECONDS: Final = 10.0
-"""How long a daemon may take to answer. Its users feel it if that is too short."""
+"""How long a daemon may take to answer. If this is too short, users notice it."""
 
 
 def mounts() -> list[MountInfo]:

@@ -9,7 +9,7 @@ one when its last name is removed.
 Invariants:
 - a node can always be reached: by its `fd`, or by a name in a directory that can be;
 - a directory stays in the table while some node names it as parent;
-- nodeid and st_ino are the backing's inode number, but for the root, which is 1.
+- nodeid and st_ino are the backing's inode number, except for the root, which is 1.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Inodes:
         if node is None:
             node = self.add(ino, is_dir=is_dir)
             node.lookups = lookups
-        # A reference of our own, so that add_name() cannot drop the node.
+        # Take a reference, so that add_name() cannot drop the node.
         node.lookups += 1
         self.add_name(node, parent, name)
         node.lookups -= 1

@@ -33,7 +33,8 @@ class Opens:
         self._superblock: Final = superblock
         # Open files without a name, if the name was removed through the mount.
         self._nameless: Final[set[Node]] = set()
-        # How many opens of a node do not count as users: see getfd. Few have some.
+        # The number of opens of a node that do not count as users: see getfd. Few nodes
+        # have any.
         self._weak: Final[Counter[Node]] = Counter()
         # Runs a task in the background. The channel sets it while it serves.
         self.start: Callable[[Callable[[], Awaitable[None]]], None] | None = None
@@ -44,7 +45,7 @@ class Opens:
         return len(self._nameless)
 
     def users(self, node: Node) -> int:
-        """How many opens there are, without weak ones."""
+        """The number of opens, without weak ones."""
         return node.opens - self._weak[node]
 
     def count_weak(self, node: Node, more: int) -> None:

@@ -68,7 +68,7 @@ def _unique_number(path: str) -> int | None:
 def is_covered(mount: MountInfo) -> bool:
     """Whether something else is mounted on top, which would be unmounted instead.
 
-    A mount that has gone meanwhile is not covered.
+    A mount that was removed meanwhile is not covered.
     """
     topmost = mountinfo.topmost(mount.path)
     return topmost is not None and topmost.number != mount.number

@@ -1,4 +1,4 @@
-"""Traces all other requests, by handlers that read the clock, while somebody listens.
+"""Traces all other requests, by handlers that read the clock, while a trace needs them.
 
 Calls that change a file's memory, and those that no file allows, are traced by the shim
 and by their own handlers. For the others even checking an empty list each time costs

@@ -21,7 +21,7 @@ _HELPER_SECONDS: Final = 20.0
 def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     """Unmount; *lazy* detaches the mount now and ends it after the last close.
 
-    It does not wait for the daemon. It is not an error if somebody else has unmounted
+    It does not wait for the daemon. It is not an error if another process has unmounted
     it.
 
     Raises:

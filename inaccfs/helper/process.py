@@ -1,6 +1,6 @@
 """The helper's process and its workers: one thread each, no trio.
 
-It imports little, as the helper may be an interpreter of its own: see `starting`.
+It imports little, as the helper may run in a new interpreter: see `starting`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def serve(requests: socket.socket) -> None:
 
 
 def run_alone(bootstrap: int, parent: int) -> None:
-    """Be a helper of *parent* in an interpreter of its own: see `starting`."""
+    """Be a helper of *parent* in a new interpreter: see `starting`."""
     # The parent raises the score, too, but not once this process is undumpable.
     with syscalls.OomScore().raised(OOM_SCORE_ADJ):
         syscalls.set_dumpable(False)

@@ -41,7 +41,7 @@ class Process:
     ) -> None:
         self.pid: Final = pid
         self.requests: Final = requests
-        # The process of a helper in an interpreter of its own.
+        # The process of a helper in a new interpreter.
         self._process = process
         self._pidfd = os.pidfd_open(pid)
         requests.setblocking(False)
@@ -163,7 +163,7 @@ def _receive_requests(bootstrap: socket.socket) -> socket.socket:
 
 
 def _check(requests: socket.socket, pid: int) -> None:
-    """Make sure that helper *pid* made the socket, and that nobody controls it."""
+    """Check that helper *pid* made the socket, and that no process controls it."""
     if peer_credentials(requests).pid != pid or _is_traced(pid):
         raise PermissionError("another process traces it or answers in its place")
 

@@ -32,7 +32,7 @@ fork(2) failed, with its errno and without a pidfd.
 """
 
 READY: Final = b"ready"
-"""From a helper in an interpreter of its own. Carries the socket for requests."""
+"""From a helper in a new interpreter. Carries the socket for requests."""
 
 # More than a path, which can have PATH_MAX bytes, or a traceback.
 _PACKET_BYTES: Final = 65536

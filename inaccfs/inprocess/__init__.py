@@ -1,4 +1,4 @@
-"""The real shim in one process: without a mount, a socket, or a thread of its own.
+"""The real shim in one process: without a mount, a socket, or further threads.
 
     from inaccfs.inprocess import Mount
     from inaccfs.kvm import VM

@@ -143,7 +143,7 @@ class Notifier:
                 notifiers.answer(self, sequence)
 
     def unregister(self) -> None:
-        """Stop callbacks. Waits for running ones, save for one that is calling this.
+        """Stop callbacks. Waits for running ones, except for one that is calling this.
 
         Raises:
             ConnectionLostError: the client has been disconnected.

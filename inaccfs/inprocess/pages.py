@@ -38,7 +38,7 @@ class Got(Extent):
 
 
 def got(file: InaccessibleFile, extent: Extent) -> Got:
-    """*extent*, which is of pages with one attribute."""
+    """*extent*, whose pages have one attribute."""
     found = Got(*extent)
     if file.superblock.converts:
         found.private = file.attributes.is_private(extent.offset)

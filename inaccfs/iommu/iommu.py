@@ -43,7 +43,7 @@ class Iommu:
     *learns* is how it learns that pages change:
 
     - "nothing": it takes neither references nor notifiers (iommufd, RFC of 25 February
-      2026: the VMM has to map anew);
+      2026: the VMM has to map again);
     - "before and after": it unmaps pages at the start of an event, and waits for the
       devices; `restore` maps again what has changed, after the end;
     - "revoke": the first event that concerns an area unmaps all of it, for good;

@@ -37,7 +37,7 @@ class _Extent(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """What gfns that follow each other should map."""
+    """The mappings that consecutive gfns should have."""
 
     gfn: int
     # None where no page of a mapping was fetched.
@@ -119,7 +119,7 @@ def _wanted(
     end: int,
     step: int,
 ) -> Iterator[_Wanted]:
-    """What the gfns *start* to *end* should map, by mappings of *step* pages."""
+    """The mappings that the gfns *start* to *end* should have, of *step* pages each."""
     gfn = start
     for first, pfn, pages in fetched.between(
         file.ino, slot.pgoff(start), slot.pgoff(end)

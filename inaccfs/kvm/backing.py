@@ -108,7 +108,7 @@ class BackingFile:
         if self._name is None:
             yield self.file
             return
-        # Name it anew: `file` has the fd of the first slot, which may be closed.
+        # Name it again: `file` has the fd of the first slot, which may be closed.
         file = self._name(self._fd)
         try:
             yield file
@@ -122,7 +122,7 @@ class BackingFile:
 
     @property
     def released(self) -> bool:
-        """Whether nobody else has the file open. Asks the daemon."""
+        """Whether no other process has the file open. Asks the daemon."""
         return self._weak is not None and not self._weak.query().opens
 
     @property

@@ -1,7 +1,7 @@
 """A vCPU that runs machine code: an emulated x86 CPU whose memory is the VM's.
 
-The CPU is unicorn's (QEMU's, as a library). It has no memory of its own: each byte that
-an instruction reads, writes or is fetched from goes through `Vcpu`, so it faults, exits
+The CPU is unicorn's (QEMU's, as a library). It has no memory: each byte that an
+instruction reads, writes or is fetched from goes through `Vcpu`, so it faults, exits
 and is invalidated like any access of a guest. One instruction is executed at a time. If
 one of its accesses exits, nothing of it has happened, and the next `run` repeats it.
 

@@ -34,7 +34,7 @@ CpuMode: TypeAlias = Literal["real", "long"]
 _LONGEST: Final = 15
 
 INSTRUCTIONS: Final = 1_000_000
-"""After so many instructions without an exit `run` gives up, unless told otherwise."""
+"""After so many instructions without an exit `run` gives up, by default."""
 
 SECONDS: Final = 30.0
 """After so many seconds, too."""

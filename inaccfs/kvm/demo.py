@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 # One huge page, and a rest that is too small for another.
 _PAGES: Final = 640
-# Two, where a file consists of huge pages.
+# Two, if a file consists of huge pages.
 _HUGE_PAGES: Final = 1024
 PAGES: Final = max(_PAGES, _HUGE_PAGES)
-"""How many pages of 4 KiB the demo needs at most."""
+"""The most pages of 4 KiB that the demo needs."""
 
 _SECRET: Final = b"a guest's secret"
 
@@ -44,7 +44,7 @@ class Demo:
         """*show* is called with one or more lines at a time."""
         huge = _is_of_huge_pages(vm.rules)
         self._pages: Final = _HUGE_PAGES if huge else _PAGES
-        # What the host punches: first pages and numbers of pages.
+        # The punches of the host: first pages and numbers of pages.
         self._punched: Final = ((512, 512),) if huge else ((2, 4), (540, 10))
         self._vm: Final = vm
         self._fd: Final = fd
@@ -145,7 +145,7 @@ class Demo:
 
 
 def _is_of_huge_pages(rules: ShimSemantics) -> bool:
-    """Whether files are: then a punch is of whole ones, too."""
+    """Whether files have huge pages: then a punch has whole ones, too."""
     return rules.granule == "huge page"
 
 

@@ -299,7 +299,8 @@ class Faults:
     def _kind_of(self, fault: _Fault, exc: OSError) -> Generator[Step, Any, bool]:
         """Whether a page is private that get-pfn has refused: kvm_mem_is_private()."""
         if exc.errno == errno.EFAULT:
-            # The file has gone: its pages are shared, and no conversion changes that.
+            # The file has been released: its pages are shared, and no conversion
+            # changes that.
             return bool(fault.private)
         try:
             private, _ = yield Ask(fault.backing, fault.slot.pgoff(fault.gfn))

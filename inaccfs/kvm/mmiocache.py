@@ -2,7 +2,7 @@
 
 check_mmio_spte() of arch/x86/kvm/mmu/mmu.c. Such an entry is not a mapping: neither a
 conversion nor the deletion of a slot zaps it. It is good for one generation of slots;
-later the access is looked up anew. But the CPU then reports a reserved bit, and KVM
+later the access is looked up again. But the CPU then reports a reserved bit, and KVM
 takes no such fault for a private one, whatever the attribute says.
 """
 

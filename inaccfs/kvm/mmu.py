@@ -7,7 +7,7 @@ Locks, from the outside in:
    slots there are, and how many users each has. Never held across a client call: the
    daemon may be waiting for a callback that takes it.
 3. a vCPU's guest_mode: held while it walks and copies. Its holder takes no other lock
-   (but the cipher's, which is held for nothing else), and never calls the client.
+   (except the cipher's, which is held for nothing else), and never calls the client.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _PATIENCE: Final = 1.0
 
 
 class Snapshot(NamedTuple):
-    """What there is at one moment."""
+    """The state at one moment."""
 
     counters: Counters
     # The mappings, of both kinds.
     mapped: ByLevel
-    # How many shared pages of 4 KiB are mapped.
+    # The number of mapped shared pages of 4 KiB.
     mapped_shared: int
     # Invalidations in progress.
     in_progress: int
@@ -240,8 +240,8 @@ class Mmu:
     def flush(self) -> None:
         """kvm_flush_remote_tlbs(): afterwards no vCPU uses a zapped mapping.
 
-        A vCPU has no TLB; it walks the table anew at each access. So it is enough to
-        wait until each has left guest mode once. With or without mmu_lock.
+        A vCPU has no TLB; it walks the table at each access. So it is enough to wait
+        until each has left guest mode once. With or without mmu_lock.
         """
         for mode in self.guest_modes:
             with mode:

@@ -10,7 +10,7 @@ stored it, and certainly before the read:
     the read                                 |---|
 
 While any two of these overlap, the value may be right. The oracle does not search for
-a linearization, so it misses some errors, but whatever it reports is an error.
+a linearization, so it misses some errors, but everything that it reports is an error.
 """
 
 from __future__ import annotations

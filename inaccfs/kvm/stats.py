@@ -47,7 +47,7 @@ class Stats:
     exits: int
     # Callbacks of the shim whose range concerned a slot.
     invalidations: int
-    # Ranges that were zapped, for whatever reason.
+    # Ranges that were zapped, for any reason.
     zaps: int
     # Calls of set_memory_attributes() that changed something.
     conversions: int

@@ -89,7 +89,7 @@ class Others(Protocol):
         """How many notifiers they have registered."""
 
     def actors(self, world: World, dice: Iterator[random.Random]) -> list[Actor]:
-        """Their threads, each with a random generator of its own."""
+        """Their threads, each with its own random generator."""
 
     def check(self) -> Iterator[str]:
         """Return violations. No thread runs meanwhile."""

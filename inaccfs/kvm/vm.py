@@ -248,7 +248,7 @@ class VM:
         FUSE reports a close late; in the kernel close(2) waits for it.
 
         Raises:
-            ControlError: the daemon has gone.
+            ControlError: the daemon has ended.
         """
         with self._slots_lock:
             for slot in self.slots:

@@ -63,7 +63,7 @@ _CHECKS: Final = ("check_size", "check_fallocate")
 _BEFORE: Final = (None, INVALIDATE, INVALIDATE_START)
 _AFTER: Final = (None, INVALIDATE, INVALIDATE_END, POPULATE)
 
-# An exception of a user's class could answer this otherwise, or raise.
+# An exception of a user's class could return something else, or raise.
 _errno: Final[Callable[[OSError], object]] = OSError.__dict__["errno"].__get__
 
 
@@ -182,7 +182,7 @@ def _guarded(check: Callable[..., None], called: str) -> Callable[..., None]:
         try:
             check(*args)
         except OSError as exc:
-            # A subclass may have an errno of its own.
+            # A subclass may have its own errno.
             number = _errno(exc)
             # The kernel would drop the reply, and the caller would hang.
             if not errnos.is_errno(number):

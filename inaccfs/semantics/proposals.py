@@ -27,7 +27,7 @@ class WriteV7(GuestMemfdShared):
 
 
 class GuestMemfd72(GuestMemfd):
-    """guest_memfd with an inode and a file system of its own.
+    """guest_memfd with its own inode and file system.
 
     Unverified: that the source that was read is of 7.2, which was inferred from its
         names; and which of its differences from 6.18 came earlier.

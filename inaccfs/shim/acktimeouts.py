@@ -1,6 +1,6 @@
 """Evicts notifiers that do not answer in time and that no task waits for.
 
-A task that waits for answers has a clock of its own, `Loop.in_time`: it serves any
+A task that waits for answers has its own time limit, `Loop.in_time`: it serves any
 number of notifiers, and evicts them in slices, between which other tasks run. Here no
 task waits, so one for all files evicts, at most `AT_ONCE` notifiers of each. Both count
 time in the same way; see `inaccfs.shim.deadlines`.

@@ -20,7 +20,7 @@ SHORT_BYTES: Final = 128 << 20
 
 PIECE_BYTES: Final = 32 << 20
 """The size of a piece, before each of which a call checks for an interrupt, where the
-rules keep what has been allocated. A larger page, up to 1 GiB, is a piece of its own.
+rules keep what has been allocated. A larger page, up to 1 GiB, is a single piece.
 """
 
 
@@ -60,7 +60,7 @@ async def allocate(
         await _allocate(superblock, turn, fd, call, worker, interrupted)
         return
     # Like kvm_gmem_allocate() of guest_memfd, where a piece is a folio: what has been
-    # allocated stays, whatever ends the call.
+    # allocated stays, however the call ends.
     for piece in call.pieces(max(PIECE_BYTES, superblock.page_size)):
         if interrupted.is_set():
             raise refused(errno.EINTR)

@@ -48,7 +48,7 @@ class Undoing:
 
 
 class Allocator:
-    """Makes long allocations, each in a worker of its own."""
+    """Makes long allocations, each in a separate worker."""
 
     def __init__(self, workers: Pool, headroom: Headroom | None = None) -> None:
         """Use *workers*, which the caller closes."""
@@ -67,7 +67,7 @@ class Allocator:
             OSError: the errno of fallocate(2); EINTR when it was interrupted and has
                 ended; ENOMEM near the limit of a memory cgroup, and when the worker
                 was killed, by the OOM killer most likely; EAGAIN and the like, when no
-                process is to be had.
+                process can be forked.
         """
         self._headroom.check(fd, offset, length)
         request = wire.pack_request(wire.ALLOCATE, mode, offset, length)

@@ -42,7 +42,7 @@ _mappings: Final = Releasing(_unmap)
 
 
 class Piece(NamedTuple):
-    """Pages of one chunk that are to be pinned and read. In pages of the file."""
+    """Pages of one chunk to pin and to read. In pages of the file."""
 
     start: int
     end: int

@@ -33,7 +33,7 @@ _PASSED_OVER: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 class Totals(NamedTuple):
     """The result of a walk."""
 
-    # Regular files, each once whatever names it has.
+    # Regular files, each counted once, however many names it has.
     files: int
     # In bytes.
     allocated: int

@@ -59,7 +59,7 @@ def first_present(file: FileState, start: int, end: int) -> int | None:
     except OSError as exc:
         if not mmcalls.cannot_count(exc):
             raise
-    # What nobody has written may be missed.
+    # Pages that nobody has written to may be missed.
     for offset, _ in _data(file, start * page, end * page):
         return offset // page
     return None
@@ -74,7 +74,7 @@ def first_hole_of(file: FileState, start: int, end: int) -> int | None:
 
 
 async def clear(file: FileState, start: int, end: int) -> None:
-    """Fill what has memory of these pages with zeros. The cost grows with the data."""
+    """Zero those of these pages that have memory. The cost grows with the data."""
     slices = Slices(file.superblock.loop)
     for offset, stop in _data(file, start * file.page_size, end * file.page_size):
         for at in range(offset, stop, PIECE_BYTES):

@@ -49,7 +49,7 @@ async def convert(file: FileState, call: Conversion) -> None:
         _trace(file, call, exc, began)
         raise
     except BaseException:
-        # It is cancelled: what has been converted by then stays.
+        # The call is cancelled: pages converted by then stay converted.
         _trace(file, call, refused(errno.EINTR), began)
         raise
     _trace(file, call, refusal, began)
@@ -101,9 +101,9 @@ class _Running:
         self._file: Final = file
         self._superblock: Final = file.superblock
         self._began: Final = began
-        # What `_change` has to convert.
+        # The pages that `_change` has to convert.
         self._part: Conversion
-        # The page that `_look` has found, if it was to look.
+        # The page that `_look` has found, if it was called.
         self._looked = False
         self._found: int | None = None
 
@@ -116,7 +116,7 @@ class _Running:
             # It may have been frozen while this waited for the lock.
             self._file.check_frozen()
             if self._is_done(call):
-                # The whole range is as wanted: no event is sent.
+                # The whole range has the attribute already: no event is sent.
                 return None
             for part in self._parts(call):
                 await loop.check_cancelled()
@@ -131,7 +131,7 @@ class _Running:
         return None
 
     async def _look(self, call: Conversion) -> None:
-        """Look for references to all pages, where that may take long.
+        """Look for references to all pages, if that may take long.
 
         By the rule `get_waits` no reference is taken meanwhile; without it, get-pfn may
         take some at any time.
@@ -158,9 +158,9 @@ class _Running:
         return await find(call.start, call.end)
 
     def _steps(self, part: Conversion) -> Steps:
-        """The steps of one part. To be taken with the notifier list locked."""
+        """The steps of one part. Take them with the notifier list locked."""
         rules = self._superblock.semantics
-        # Found before the change, for the end as well.
+        # Found before the change; also used for the end event.
         kinds = self._kinds(part)
         exact = part.start, part.end
         around = self._superblock.around(*exact)

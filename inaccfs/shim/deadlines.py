@@ -21,7 +21,7 @@ than its length, it was stopped, and the part does not count.
 
 
 async def in_time(seconds: float, wait: Callable[[], Awaitable[None]]) -> bool:
-    """Await *wait*, which may be cancelled and called anew; False after *seconds*.
+    """Await *wait*, which may be cancelled and called again; False after *seconds*.
 
     The event may have happened at the last moment: the caller must check once more.
     """

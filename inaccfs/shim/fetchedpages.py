@@ -97,7 +97,7 @@ class FetchedPages:
             self.memory.frames.close()
 
     def _holders(self, start: int, end: int) -> list[Holder]:
-        """Who has some of these pages locked. A pin is a reference, and no lock."""
+        """The holders that have locked some of these pages. A pin is not a lock."""
         found = [] if self.memory is None else self.memory.holders_of(start, end)
         return [one for one in found if not isinstance(one, Pinner)]
 

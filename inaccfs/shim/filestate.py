@@ -69,8 +69,8 @@ class FileState:
         self._counters: Final = superblock.trace.counters
         self.trace: Final = FileTrace(superblock.trace, fd, superblock.page_size)
         self._headroom: Final = superblock.headroom
-        # So many bytes are changed in the loop. A page may be so large that even one
-        # takes long.
+        # The most bytes that are changed in the loop. Even a single page may be so
+        # large that it takes long.
         self.inline_bytes: Final = INLINE_BYTES if self.page_size <= INLINE_BYTES else 0
         # In bytes: a call of this length or less may take the fast path, without a look
         # at notifiers, pages or the turn; -1 for none. See update_fast_path().

@@ -65,7 +65,7 @@ def unfreeze(file: FileState, holder: Hashable) -> None:
 
 
 def release(file: FileState, holder: Hashable) -> None:
-    """*holder* has disconnected, or does not want the file frozen any more."""
+    """*holder* has disconnected, or unfreezes the file."""
     if file.frozen_by is holder:
         _set(file, None)
 

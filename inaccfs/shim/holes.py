@@ -62,7 +62,7 @@ def first_outside(
     """
     if has_all(start, end):
         return None
-    # One of [start, end) is not, and all before it are.
+    # One page of [start, end) is not in the set, and all before it are.
     while end - start > 1:
         middle = (start + end) // 2
         if has_all(start, middle):

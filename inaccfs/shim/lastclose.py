@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 async def abandoned(file: InaccessibleFile) -> None:
     """Send the events of a punch of all pages, which stay. Never raises an Exception.
 
-    The pages were marked before (`Pages.abandoned`), so that none is fetched anew.
+    The pages were marked before (`Pages.abandoned`), so that none is fetched again.
     """
     try:
         nothing = (0, 0)

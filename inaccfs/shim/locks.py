@@ -34,8 +34,8 @@ class PageLocks:
         """*holders* finds the holders of references to pages from a start to an end."""
         self._holders: Final = holders
         self._ack_seconds: Final = ack_seconds
-        # Ranges that a task is about to lock, or has locked for a punch. Each has a key
-        # of its own; the order is that of the claims.
+        # Ranges that a task is about to lock, or has locked for a punch. Each has its
+        # own key; the order is that of the claims.
         self._claims: Final[dict[object, tuple[int, int]]] = {}
         self._loop: Final = loop
         self._waiting: Final = loop.parking_lot()

@@ -81,7 +81,7 @@ class Loop(Protocol):
         """Let other tasks run between slices of long work: `inaccfs.shim.slices`."""
 
     async def check_cancelled(self) -> None:
-        """End here in a task that is cancelled; else let no other task run."""
+        """Raise here in a cancelled task; otherwise let no other task run."""
 
     async def in_thread(
         self,
@@ -161,7 +161,7 @@ class _Trio:
         try:
             return await trio.to_thread.run_sync(call, *args, limiter=limiter)
         except RuntimeError as exc:
-            # Of threading, which has no type of its own for that.
+            # threading raises this, and has no other type for it.
             if str(exc) != _NO_THREAD:
                 raise
             raise OSError(errno.EAGAIN, "no more threads are allowed") from exc

@@ -34,7 +34,7 @@ class Moved:
         self._superblock: Final = superblock
         self._notifiers: Final = notifiers
         self._kinds: Final = kinds
-        # Where the pages had been.
+        # The old frames of the pages.
         self._noted: list[Extent] = []
 
     def note(self, moved: Sequence[Extent]) -> None:

@@ -186,7 +186,7 @@ def _run_length(slots: list[int], at: int) -> int:
 
 
 class LockPins:
-    """mlock(2), on a mapping of its own for each buffer."""
+    """mlock(2), with one mapping for each buffer."""
 
     stays: Final = False
 

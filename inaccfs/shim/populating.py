@@ -98,7 +98,7 @@ def _populate(
     if source is not None:
         # Before the lock, as the kernel pins the source's page first.
         data = _read(source.file, source.start + at)
-    # In the kernel's order: it gets the folio, and then asks what it is.
+    # In the kernel's order: it gets the folio, and then checks the attribute.
     if file.pages.poisoned_in(page, page + 1) is not None:
         raise PageError(EHWPOISON, f"page {page} is poisoned", page)
     fill(file, page, page + 1)

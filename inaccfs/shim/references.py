@@ -29,7 +29,7 @@ _Lots: TypeAlias = tuple[_Lot, ...]
 
 
 PAGES_A_STEP: Final = 512
-"""References to so many pages are dealt with in one step: each may have its own."""
+"""References to this many pages are handled in one step: each may have its own."""
 
 
 class Reference(NamedTuple):
@@ -313,6 +313,6 @@ def _fewer(lots: _Lots) -> _Lots:
 
 
 def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """A range in parts, each of which may have a lot for each page."""
+    """A range in parts, as each page may have much to do."""
     for first in range(start, end, PAGES_A_STEP):
         yield first, min(first + PAGES_A_STEP, end)

@@ -2,7 +2,7 @@
 
 A record below the prefix's share/ names each file with its SHA-256, and each directory
 that was made. It is written before the files, so that what an interrupted run has
-written can be removed. A file that somebody else has put there or changed is neither
+written can be removed. A file that another program has put there or changed is neither
 overwritten nor removed.
 """
 
@@ -41,7 +41,7 @@ class _Record:
 
 @dataclass(frozen=True, slots=True)
 class Installer:
-    """The files of one prefix, below *root*, which is / but for makers of packages."""
+    """The files of one prefix, below *root*, which is / except for packagers."""
 
     prefix: Path
     root: Path = Path("/")
@@ -97,7 +97,7 @@ class Installer:
         return self.root / path.relative_to("/")
 
     def _check(self, file: File, record: _Record) -> None:
-        """Refuse to overwrite what somebody else has put there."""
+        """Refuse to overwrite a file that this command has not installed."""
         found = self._sum_of(file.path)
         if found not in (None, _sum(file.content), record.files.get(str(file.path))):
             raise SystemFileError(
@@ -151,7 +151,7 @@ class Installer:
         self._make(others)
 
     def _missing(self, paths: Iterable[Path]) -> list[Path]:
-        """Parents that are to be made, outer ones first."""
+        """Missing parent directories, outer ones first."""
         parents = [parent for path in paths for parent in reversed(path.parents)]
         return [one for one in dict.fromkeys(parents) if not self._at(one).is_dir()]
 
@@ -164,7 +164,7 @@ class Installer:
                 raise _failure("make", at, exc) from exc
 
     def _remove_empty(self, directories: Sequence[Path]) -> None:
-        """Remove those in which nobody else has put anything."""
+        """Remove the directories that are empty."""
         for path in reversed(directories):
             with suppress(OSError):
                 self._at(path).rmdir()

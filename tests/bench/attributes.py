@@ -1,15 +1,15 @@
-"""What a conversion costs: by the ranges of the file, and by what has memory.
+"""The cost of a conversion: by the file's ranges, by its length, by fetched pages.
 
 usage: python -m tests.bench.attributes [--cpu N] [--rounds N]
 
 One mount under in-place-v8, one client of its control socket, and a file of 1 TiB.
-Before each call the file is given so many ranges of private and shared pages in turn,
-outside the clock; then one set-memory-attributes makes all of it shared, or private.
+Before each measured call the file gets a number of ranges, private and shared in turn;
+then one set-memory-attributes makes all of it shared, or private.
 
 1. By ranges, with no page present. The target is for 1,000 of them.
 2. By length, with 1,000 ranges: from 1 GiB to 1 TiB it should be the same.
-3. By fetched pages, each an extent of its own, to private: these are looked through for
-   references. Their references have been put.
+3. By fetched pages, each a separate extent, to private: the daemon looks for their
+   references. All references have been put.
 
 Medians of --rounds rounds, in ms; "a range" is in µs.
 """
@@ -35,7 +35,7 @@ TARGET_MS: Final = 2.0
 
 
 def divide(file: File, pages: int, ranges: int) -> None:
-    """Give the first *pages* so many ranges: every second one is private."""
+    """Divide the first *pages* into *ranges* ranges: every second one is private."""
     file.set_memory_attributes(0, pages, True)
     step = pages // ranges
     for number in range(0, ranges, 2):
@@ -45,7 +45,7 @@ def divide(file: File, pages: int, ranges: int) -> None:
 def measure(
     file: File, pages: int, ranges: int, rounds: int, *, private: bool
 ) -> float:
-    """The median of a conversion of *pages* that have so many ranges, in ms."""
+    """The median of a conversion of *pages* pages with *ranges* ranges, in ms."""
     samples: list[float] = []
     for _ in range(rounds):
         divide(file, pages, ranges)
@@ -56,7 +56,7 @@ def measure(
 
 
 def by_ranges(file: File, rounds: int) -> None:
-    # The first ones warm up.
+    # The first calls warm up.
     measure(file, TIB_PAGES, 2, rounds, private=False)
     floor = measure(file, TIB_PAGES, 2, rounds, private=False)
     rows = []

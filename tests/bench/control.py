@@ -1,4 +1,4 @@
-"""What one command of the control socket costs, beside QEMU's and a bare echo.
+"""The cost of a command of the control socket, beside a command of QEMU and an echo.
 
 usage: python -m tests.bench.control [--cpu N] [--rounds N] [--calls N]
 
@@ -57,7 +57,7 @@ processes = multiprocessing.get_context("spawn")
 
 
 class Raw:
-    """A peer of a QMP server: a blocking socket, and nothing that is not needed."""
+    """A peer of a QMP server: a blocking socket, and only what is needed."""
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -66,13 +66,13 @@ class Raw:
         self._read = self.socket.makefile("rb")
         json.loads(self._read.readline())
         self.execute("qmp_capabilities")
-        # A timeout would cost a poll(2) a call.
+        # A timeout would cost a poll(2) for each call.
         self.socket.settimeout(None)
 
     def execute(
         self, command: str, fd: int | None = None, /, **arguments: object
     ) -> Any:
-        """Carry out a command; return what it returns."""
+        """Execute a command; return what it returns."""
         fds = [] if fd is None else [fd]
         socket.send_fds(self.socket, [request(command, **arguments)], fds)
         reply = json.loads(self._read.readline())
@@ -93,7 +93,7 @@ def request(command: str, **arguments: object) -> bytes:
 
 
 def exchange(connection: socket.socket, message: bytes) -> Callable[[], bytes]:
-    """A call that sends *message* and receives the reply, which comes in one piece."""
+    """A function that sends *message* and receives the reply, in one piece."""
     send, receive = connection.send, connection.recv
 
     def call() -> bytes:
@@ -155,7 +155,7 @@ def echo(reply: bytes, cpu: int) -> Iterator[socket.socket]:
         connection = stack.enter_context(socket.socket(socket.AF_UNIX))
         connection.settimeout(TIMEOUT)
         connection.connect(f"{directory}/echo")
-        # Once there is an answer all its threads are there.
+        # After the first reply all its threads exist.
         exchange(connection, b"{}\n")()
         connection.settimeout(None)
         assert server.pid is not None
@@ -168,7 +168,7 @@ def echo(reply: bytes, cpu: int) -> Iterator[socket.socket]:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one kind of call took in one round, in µs."""
+    """The times of one kind of call in one round, in µs."""
 
     p50: float
     p99: float

@@ -55,12 +55,12 @@ _COMPLETE: Final = ("mapped", "punch", "late-slot", "convert", "delete-slot")
 
 _ROUNDS: Final = 5
 
-# Of stress, for one bug.
+# How long stress may look for one bug.
 _PATIENCE: Final = 60.0
 
 
 class Before(V8):
-    """Tells before the removal, and not after it."""
+    """Sends events before the removal only."""
 
     order = "before"
 
@@ -83,7 +83,7 @@ def _show(case: Case, name: str, seconds: float) -> float:
 
 
 def complete(args: argparse.Namespace) -> None:
-    """All that is promised to be complete, and two vCPUs."""
+    """The scenarios that are promised to be complete, and two vCPUs."""
     rules = dict.fromkeys(versions().values())
     total = sum(
         _show(Case(SCENARIOS[name], one, kvm), name, args.seconds)
@@ -98,10 +98,10 @@ def complete(args: argparse.Namespace) -> None:
 
 
 class Rate(NamedTuple):
-    """Of CPU."""
+    """A search's rate, in CPU time."""
 
     a_second: float
-    # To the end.
+    # The seconds of the whole search.
     seconds: float
 
 
@@ -156,7 +156,7 @@ def _calls_rate(seconds: float) -> float:
 
 
 def rate(args: argparse.Namespace) -> None:
-    """In turn, so that all have the same machine."""
+    """Run all in turn, so that the machine is the same for all."""
     ours, theirs, calls = [], [], []
     for _ in range(_ROUNDS):
         ours.append(_rate(3.0))
@@ -188,13 +188,13 @@ def _show_rate(name: str, found: list[Rate]) -> Rate:
 
 
 class Race(NamedTuple):
-    """What both look for."""
+    """An error that explore and stress look for."""
 
     text: str
     scenario: str
     rules: Semantics
     kind: str
-    # The words of --semantics.
+    # The argument of --semantics.
     mount: str
     bug: str | None = None
 
@@ -242,13 +242,14 @@ def _first(race: Race) -> tuple[float, int]:
 
 
 def _stressed(race: Race) -> float | None:
-    """Seconds until stress has found something; None if it has not."""
+    """Seconds until stress has found an error; None if it finds none."""
     with (
         inaccfs.mounted(semantics=race.mount) as mount,
         inaccfs.connect(mount.control) as shim,
     ):
         begin = time.perf_counter()
-        # It ends with the first violation; uses in the window are none, and counted.
+        # It ends with the first violation; uses in the window are not violations, but
+        # counted.
         window = race.rules.order == "after" and race.bug is None
         plan = stress.Plan(seconds=5.0 if window else _PATIENCE, seed=1)
         report = stress.run(shim, plan, lambda *_: None)
@@ -259,7 +260,7 @@ def _stressed(race: Race) -> float | None:
 
 
 def first(_: argparse.Namespace) -> None:
-    """Each race, by both."""
+    """Measure each race with both."""
     logging.disable(logging.CRITICAL)
     print(f"{'':<32}  {'stress':>9}  {'explore':>9}  schedules  times")
     for race in _RACES:
@@ -281,7 +282,7 @@ def first(_: argparse.Namespace) -> None:
 
 
 def shortest(args: argparse.Namespace) -> None:
-    """Lines of the schedules of late-slot."""
+    """Count the lines of the schedules of late-slot."""
     case = Case(SCENARIOS["late-slot"], V10())
     outcome = explore(case, Limits(args.seconds))
     for kind, one in sorted(outcome.found.items()):
@@ -299,7 +300,7 @@ _PARTS: Final[dict[str, Callable[[argparse.Namespace], None]]] = {
 
 
 def main() -> None:
-    """The parts that are asked for, or all."""
+    """Run the parts that are named, or all."""
     parser = harness.parser(__doc__)
     parser.add_argument("parts", nargs="*", choices=[*_PARTS, []], metavar="PART")
     parser.add_argument("--seconds", type=float, default=60.0)

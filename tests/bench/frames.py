@@ -1,4 +1,4 @@
-"""What it costs to find page frames, to hold them, and to count references to them.
+"""The cost of finding page frames, pinning them, and counting references to them.
 
 usage: python -m tests.bench.frames [--rounds N] [--size MIB]      (root)
 
@@ -69,7 +69,7 @@ def memory_file(huge: str, size: int) -> Iterator[int]:
 
 @contextmanager
 def source(huge: str) -> Iterator[FrameSource]:
-    """Real frames; folios are looked into as on a mount with that huge=."""
+    """Real frames; folios are read as on a mount with that huge=."""
     made = framesource.choose(
         "pagemap", SimulatedMemory(), large_folios=huge != "never"
     )
@@ -94,7 +94,7 @@ def median(samples: Iterable[float]) -> float:
 
 
 class Floor:
-    """The part that every way needs, by the kernel's own calls."""
+    """The part that every way needs: the kernel's own calls."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd, self._size = fd, size

@@ -86,7 +86,7 @@ def pin(pid: int, cpu: int) -> None:
 
 
 def memory_available() -> int:
-    """The bytes that can be had without swapping, by the kernel's own estimate."""
+    """The bytes that are available without swapping, as the kernel estimates."""
     with open("/proc/meminfo", encoding="ascii") as lines:
         for line in lines:
             if line.startswith("MemAvailable:"):
@@ -107,7 +107,7 @@ def resident(pid: int) -> int:
 
 
 def is_mounted(path: str) -> bool:
-    """Whether something is mounted at `path`: asks the kernel, never the server."""
+    """Whether something is mounted at `path`, by the kernel and not the server."""
     with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         return any(line.split(" ", 5)[4] == path for line in lines)
 
@@ -122,7 +122,7 @@ def unmount(path: str) -> None:
 
 
 def new_directory() -> str:
-    """A new temporary directory, by the name that the mount table will give it."""
+    """A new temporary directory, by the name that the mount table will show."""
     return os.path.realpath(tempfile.mkdtemp(prefix="inaccfs-bench-"))
 
 
@@ -157,7 +157,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def tmpfs(size: int) -> Iterator[str]:
-    """A directory on a tmpfs: a mount of its own for root, else one in /dev/shm."""
+    """A directory on a tmpfs: a new mount for root, otherwise one in /dev/shm."""
     if os.geteuid() != 0:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
             yield path

@@ -1,4 +1,4 @@
-"""What notifiers add to a punch, and what punches and references of large ranges cost.
+"""The cost of notifiers for a punch, and of punches and references of large ranges.
 
 usage: python -m tests.bench.invalidation [--cpu N] [--peers-cpu N] [--rounds N]
        [--calls N] [--large-rounds N] [--skip-large]
@@ -79,7 +79,7 @@ def serve_peers(control: str, files: Mapping[str, int], parent: Connection) -> N
                 return
             raw, prefix = answers[fd]
             data = raw.socket.recv(65536)
-            # The reply to the answer before it may come along, or come alone.
+            # The reply to the answer before may come with it, or alone.
             at = data.rfind(b'"sequence":')
             if at >= 0:
                 sequence = data[at + 11 : data.index(b"}", at)]
@@ -90,7 +90,7 @@ def serve_peers(control: str, files: Mapping[str, int], parent: Connection) -> N
 def peers(
     control: object, files: Mapping[str, int], cpu: int | None = None
 ) -> Iterator[None]:
-    """Have a process with so many peers of each file, by its path from the root."""
+    """A process with a number of peers for each file, by its path from the root."""
     ours, theirs = processes.Pipe()
     with ours:
         process = processes.Process(
@@ -117,14 +117,14 @@ def peers(
 
 
 def punch(fd: int, length: int) -> Callable[[], object]:
-    """A call that punches the first *length* bytes."""
+    """A function that punches the first *length* bytes."""
     mode = ctypes.c_int(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
     start, size = ctypes.c_int64(0), ctypes.c_int64(length)
     return partial(_fallocate, ctypes.c_int(fd), mode, start, size)
 
 
 def fetch(raw: Raw, path: str) -> Callable[[], object]:
-    """A call that has the first page fetched, with no reference to it in the end."""
+    """A function that fetches the first page and puts the reference."""
 
     def call() -> None:
         pfn = raw.execute("get-pfn", file=path, offset=0)["pfn"]
@@ -149,7 +149,7 @@ def measure(
 
 
 def rows(title: str, rounds: list[dict[int, float]]) -> Iterator[list[str]]:
-    """The lines of one kind of punch."""
+    """The rows of one kind of punch."""
 
     def a_peer(number: int, other: int) -> str:
         more = [(each[number] - each[other]) / (number - other) for each in rounds]
@@ -203,7 +203,7 @@ def with_notifiers(options: Any) -> None:
 
 
 def new_file(stack: ExitStack, mount: inaccfs.Mount, path: str, size: int) -> int:
-    """A new file of *size* bytes, open as long as *stack* is."""
+    """A new file of *size* bytes, open until *stack* is closed."""
     fd = os.open(f"{mount.path}{path}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     stack.callback(os.close, fd)
     os.ftruncate(fd, size)
@@ -214,14 +214,14 @@ def new_file(stack: ExitStack, mount: inaccfs.Mount, path: str, size: int) -> in
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """The time of one call."""
     start = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - start) / 1e6
 
 
 def sparse(rounds: int) -> None:
-    """Punch what needs no memory, print the table."""
+    """Punch a sparse file, print the table."""
     lines = []
     with ExitStack() as stack:
         mount = stack.enter_context(inaccfs.mounted(size="64m"))
@@ -241,7 +241,7 @@ def sparse(rounds: int) -> None:
 
 
 def references(pages: int, rounds: int, **mounted: Any) -> tuple[int, dict[str, float]]:
-    """How many extents *pages* pages are in, and what each step takes, in ms."""
+    """The number of extents of *pages* pages, and the time of each step in ms."""
     taken: dict[str, list[float]] = {}
     with ExitStack() as stack:
         mount = stack.enter_context(inaccfs.mounted(size="5g", **mounted))

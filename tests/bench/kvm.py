@@ -1,4 +1,4 @@
-"""What the simulated KVM makes of the control socket: faults, pre-faults, zaps.
+"""The speed of the simulated KVM on the control socket: faults, pre-faults, zaps.
 
 usage: python -m tests.bench.kvm [--rounds N] [--faults N] [--large-rounds N]
 
@@ -48,7 +48,7 @@ MADV_POPULATE_WRITE: Final = 23
 
 @dataclass(frozen=True)
 class Machine:
-    """A VM of one slot over all of a file."""
+    """A VM whose only slot has a whole file."""
 
     shim: Client
     vm: VM
@@ -64,7 +64,7 @@ class Machine:
         self.vm.pre_fault_memory(0, self.size)
 
     def touch(self) -> None:
-        """Have the kernel clear all of it, as a guest's first use does."""
+        """Have the kernel clear all of it, as a guest's first access does."""
         with self.shim.file(self.fd) as file:
             fd = file.get_memory()
         with mmap.mmap(fd, self.size) as memory:
@@ -92,7 +92,7 @@ def machine(size: int, huge: str, cpus: set[int] | None = None) -> Iterator[Mach
 
 
 def rate(workers: list[Callable[[], None]], operations: int) -> float:
-    """How many operations a second all workers do; they begin at the same time."""
+    """The operations per second of all workers, which begin at the same time."""
     start = threading.Barrier(len(workers) + 1)
 
     def run(work: Callable[[], None]) -> None:
@@ -110,7 +110,7 @@ def rate(workers: list[Callable[[], None]], operations: int) -> float:
 
 
 def faults(machine: Machine, vcpus: int, count: int) -> float:
-    """Faults a second; *count* of each vCPU, on pages of its own."""
+    """Faults per second; each vCPU makes *count*, on its own pages."""
 
     def work(number: int) -> None:
         read = machine.vm.create_vcpu().read
@@ -125,7 +125,7 @@ def faults(machine: Machine, vcpus: int, count: int) -> float:
 
 
 def gets(machine: Machine, threads: int, count: int) -> float:
-    """get-pfns a second, of the same pages by as many threads."""
+    """get-pfns per second, of the same pages by as many threads."""
 
     def work(number: int) -> None:
         with machine.shim.file(machine.fd) as file:
@@ -141,7 +141,7 @@ def gets(machine: Machine, threads: int, count: int) -> float:
 
 
 def round_trips(machine: Machine, threads: int, count: int) -> float:
-    """Pairs of get-pfn and put-pfn a second, each waited for, otherwise as `gets`."""
+    """As `gets`, but pairs of get-pfn and put-pfn, and a wait for each reply."""
 
     def work(number: int) -> None:
         with machine.shim.file(machine.fd) as file:
@@ -152,7 +152,7 @@ def round_trips(machine: Machine, threads: int, count: int) -> float:
 
 
 def bench_faults(rounds: int, count: int) -> None:
-    """Faults beside the round trips that they are made of."""
+    """Faults beside the round trips that they consist of."""
     rows = []
     cpus = os.sched_getaffinity(0)
     size = max(VCPUS) * count * PAGE
@@ -160,7 +160,7 @@ def bench_faults(rounds: int, count: int) -> None:
         if len(cpus) > 1:
             os.sched_setaffinity(0, cpus - {max(cpus)})
         for vcpus in VCPUS:
-            # Also fetches the pages for the first time, which takes longer.
+            # This also fetches the pages for the first time, which takes longer.
             round_trips(made, vcpus, count)
             found = []
             for _ in range(rounds):
@@ -191,7 +191,7 @@ def bench_faults(rounds: int, count: int) -> None:
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """The time of a call."""
     gc.collect()
     begin = time.perf_counter()
     call()

@@ -1,4 +1,4 @@
-"""What a long fallocate(2) costs other callers, and how soon a signal ends it.
+"""The cost of a long fallocate(2) for other callers, and how soon a signal ends it.
 
 usage: python -m tests.bench.long_allocation [--size GIB] [--cpu N]
 
@@ -58,7 +58,7 @@ processes = multiprocessing.get_context("spawn")
 
 
 def ask(fd: int) -> int:
-    """The nanoseconds that it takes to get the attributes of `fd` anew."""
+    """The nanoseconds that it takes to get the attributes of `fd` from the server."""
     answer = ctypes.create_string_buffer(256)
     flags = AT_EMPTY_PATH | AT_STATX_FORCE_SYNC
     start = time.monotonic_ns()
@@ -71,7 +71,7 @@ def ask(fd: int) -> int:
 
 
 def allocate(path: str, size: int, handled: bool, pipe: Connection) -> None:
-    """Allocate, in a child process: send when it began; when it ended, and how."""
+    """Allocate, in a child process: send when it began, when it ended, and how."""
     handler = (lambda _number, _frame: None) if handled else signal.SIG_DFL
     signal.signal(signal.SIGINT, handler)
     fd = os.open(path, os.O_RDWR)
@@ -85,7 +85,7 @@ def allocate(path: str, size: int, handled: bool, pipe: Connection) -> None:
 
 
 class Allocation:
-    """A fallocate(2) that is under way in another process."""
+    """A fallocate(2) that runs in another process."""
 
     def __init__(self, path: str, size: int, handled: bool) -> None:
         self.pipe, childs_end = processes.Pipe()
@@ -96,7 +96,7 @@ class Allocation:
         self.began: int = self.pipe.recv()
 
     def result(self) -> tuple[int, str]:
-        """Wait for its end: the time on the monotonic clock, and what it was."""
+        """Wait for its end; return the time on the monotonic clock, and the outcome."""
         try:
             ended, code = self.pipe.recv()
         except EOFError:
@@ -118,7 +118,7 @@ def free_space(path: str) -> int:
 
 @contextmanager
 def allocating(path: str, size: int, *, handled: bool) -> Iterator[Allocation]:
-    """Start an allocation, once the memory of the one before has come back."""
+    """Start an allocation, after the memory of the previous one was freed."""
     deadline = time.monotonic() + RELEASE_TIMEOUT
     while free_space(path) < size or harness.memory_available() < size + harness.GIB:
         if time.monotonic() > deadline:
@@ -145,7 +145,7 @@ def file(path: str, allocated: int) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """An allocation that a signal came in between."""
+    """An allocation that was interrupted by a signal."""
 
     result: str
     milliseconds: float
@@ -154,13 +154,13 @@ class Interrupted:
 
 
 def blocks_and_size(fd: int) -> tuple[int, int]:
-    """st_blocks and st_size, as any program would see them."""
+    """st_blocks and st_size, as any program sees them."""
     status = os.fstat(fd)
     return status.st_blocks, status.st_size
 
 
 def complete(directory: str, size: int) -> tuple[float, list[int], list[int]]:
-    """Allocate to the end: the seconds, and what the others waited, idle and then."""
+    """Allocate to the end; return the seconds, and others' waits before and in it."""
     with (
         file(f"{directory}/other", harness.MIB) as other,
         file(f"{directory}/long", harness.MIB),
@@ -200,7 +200,7 @@ def interrupted(
 def measure(
     name: str, directory: str, size: int
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """All that is done to one file system: its rows in both tables."""
+    """Measure one file system; return its rows in both tables."""
     seconds, idle, meanwhile = complete(directory, size)
     took = f"{seconds:.2f} s, {seconds * harness.GIB / size * 1e3:.0f} ms a GiB"
     print(f"{name}: {size // harness.GIB} GiB allocated in {took}")

@@ -1,4 +1,4 @@
-"""What a name costs: create, list and stat, rename, unlink; µs per entry.
+"""The cost of a name: create, list and stat, rename, unlink; µs per entry.
 
 usage: python -m tests.bench.names [--cpu N] [--rounds N] [--files N]
                                    [--passthroughfs FILE]
@@ -78,12 +78,12 @@ PHASES: dict[str, Phase] = {
     "unlink": unlink,
 }
 
-# The others that a table compares inaccfs with, as far as they are there.
+# The file systems to compare inaccfs with, if they are installed.
 COMPARED = ("passthroughfs", "bindfs")
 
 
 def one_round(directory: str, count: int) -> dict[str, float]:
-    """The µs per entry of each phase, in a directory of its own."""
+    """The µs per entry of each phase, in a new directory."""
     os.mkdir(directory)
     taken = {}
     for name, phase in PHASES.items():

@@ -27,7 +27,7 @@ from tests.bench import harness
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# A ratio of a table is a comparison already, and a target is no measurement.
+# A ratio of a table is a comparison already, and a target is not a measurement.
 _NOT_MEASURED = re.compile(r"ratio|target|/|load")
 
 _CELL = re.compile(r"\S+(?: \S+)*")
@@ -103,7 +103,7 @@ def _print(benchmark: str, pairs: dict[_Key, list[float]]) -> None:
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
     """The narrowest pair of order statistics that holds the median with 95 %.
 
-    With fewer than six ratios there is none: the least and the greatest.
+    With fewer than six ratios there is no such pair: it is the least and the greatest.
     """
     ordered = sorted(ratios)
     count = len(ordered)

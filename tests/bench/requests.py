@@ -1,4 +1,4 @@
-"""What one request costs, beside what it costs a minimal libfuse server in C.
+"""The cost of a request, beside that of a minimal libfuse server in C.
 
 usage: python -m tests.bench.requests [--cpu N] [--rounds N] [--calls N]
 
@@ -102,7 +102,7 @@ OPERATIONS = (
 
 
 def check(fd: int) -> None:
-    """Raise unless `fd` answers each operation as the benchmark takes for granted."""
+    """Raise unless each operation on `fd` ends as the benchmark assumes."""
     os.fstat(fd)
     for mode in (FALLOC_FL_KEEP_SIZE, 0, PUNCH):
         harness.fallocate(fd, mode, 0, PAGE)
@@ -130,7 +130,7 @@ def measure(call: Call, before: Call | None, count: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one operation took in one round, in µs: inaccfs first, then the floor."""
+    """The times of one operation in one round, in µs: inaccfs first, then the floor."""
 
     p50: tuple[float, float]
     p99: tuple[float, float]

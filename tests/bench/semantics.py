@@ -1,10 +1,10 @@
-"""What the choice of rules costs: fallocate(2) under each semantics, beside v8.
+"""The cost of the choice of rules: fallocate(2) under each semantics, beside v8.
 
 usage: python -m tests.bench.semantics [--cpu N] [--rounds N] [--calls N]
        [--only NAME ...]
 
 All versions are mounted at the same time, v8 twice: the second one ("v8, again") shows
-what the figures are worth. All daemons and the client stay on one CPU. In each round
+how exact the figures are. All daemons and the client stay on one CPU. In each round
 every mount has its turn in an order that changes from round to round, operation by
 operation, and just before each of them v8 has one, which is what it is divided by:
 
@@ -45,13 +45,14 @@ WARM_UP: Final = 300
 
 @dataclass
 class Operation:
-    """One half of the table: calls on a file of each mount, and what they took."""
+    """One half of the table: calls on a file of each mount, and their times."""
 
     name: str
     mode: int
     # Made before each call, outside the clock.
     before: int | None
-    # By the mount's name, a pair a round: what it took, and v8 just before, in µs.
+    # By the mount's name, one pair for each round: its time, and v8's just before, in
+    # µs.
     taken: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def turn(self, fd: int, calls: int) -> float:
@@ -74,7 +75,7 @@ class Operation:
         return statistics.median(mine / base for mine, base in self.taken[name])
 
     def p50(self, name: str) -> float:
-        """What a call takes, in µs."""
+        """The time of a call, in µs."""
         return statistics.median(mine for mine, _ in self.taken[name])
 
 
@@ -84,14 +85,14 @@ def new_file(stack: ExitStack, mount: inaccfs.Mount) -> int:
     stack.callback(os.close, fd)
     os.ftruncate(fd, harness.MIB)
     harness.fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, harness.MIB)
-    # As the benchmark takes for granted.
+    # The benchmark assumes this.
     harness.fallocate(fd, PUNCH, 0, PAGE)
     harness.fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, PAGE)
     return fd
 
 
 def rows(operations: Sequence[Operation], names: Sequence[str]) -> Iterator[list[str]]:
-    """A line for each mount."""
+    """A row for each mount."""
     for name in names:
         line = [name]
         for operation in operations:

@@ -1,10 +1,10 @@
-"""How long a stat(2) waits at worst while a peer gives the daemon the most to do.
+"""The longest wait of a stat(2) while a peer keeps the daemon as busy as it can.
 
 usage: python -m tests.bench.standstill [--seconds N] [--pages N] [--notifiers N] [ROW]
 
 One process stats a file of the mount again and again. Another one is the peer, and does
 one thing as often as it can. The same loop runs beside it on a file of a tmpfs, in a
-process of its own: what it waits for at worst is the machine's, not ours.
+process of its own: its longest wait is due to the machine, not to inaccfs.
 
     idle                 nothing
     query-pins           all pages of it, of so many pages got one by one: each is an
@@ -94,7 +94,7 @@ class Raw:
 
 
 class Peer:
-    """What the peer's process does, row by row."""
+    """The actions of the peer's process, row by row."""
 
     def __init__(self, mount: inaccfs.Mount, pages: int, notifiers: int) -> None:
         self.path = str(mount.control)
@@ -105,7 +105,7 @@ class Peer:
         self.kept: list[Any] = []
 
     def extents(self, raw: Raw) -> list[dict[str, int]]:
-        """Get all pages, and return where they are."""
+        """Get all pages, and return their extents."""
         found: list[dict[str, int]] = []
         start = 0
         while start < self.pages:
@@ -117,11 +117,11 @@ class Peer:
         return found
 
     def hold(self) -> None:
-        """Have a reference to each page."""
+        """Take a reference to each page."""
         self.extents(self.raw)
 
     def register(self) -> None:
-        """Have many notifiers, whose events are answered."""
+        """Register many notifiers, and answer their events."""
         for _ in range(0, self.notifiers, A_PEER):
             raw = Raw(self.path)
             self.kept.append(raw)
@@ -159,7 +159,7 @@ class Peer:
                 start = value.get("next")
 
     def many(self, *commands: str) -> None:
-        """Some under way at once."""
+        """Keep several commands in flight."""
         for command in commands:
             for _ in range(20):
                 self.raw.send(command)
@@ -167,7 +167,7 @@ class Peer:
             self.raw.answer()
 
     def unread(self) -> None:
-        """Ask, read nothing, and go."""
+        """Send commands, read nothing, and disconnect."""
         raw = Raw(self.path)
         raw.socket.settimeout(0.05)
         with suppress(TimeoutError, OSError):
@@ -183,13 +183,13 @@ class Peer:
             self.raw.do("put-pfn", file="/guest", extents=got[at : at + 500])
 
     def hang_up(self) -> None:
-        """Go with all that there is to get."""
+        """Disconnect with a reference to each page."""
         raw = Raw(self.path)
         self.extents(raw)
         raw.close()
 
     def come_and_go(self) -> None:
-        """Register, and go."""
+        """Register, and disconnect."""
         raw = Raw(self.path)
         for _ in range(A_PEER):
             raw.send("register-notifier", file="/told")
@@ -198,7 +198,7 @@ class Peer:
         raw.close()
 
     def bind(self) -> None:
-        """Bind to what overlaps, and go."""
+        """Bind overlapping ranges, and disconnect."""
         raw = Raw(self.path)
         for at in range(A_PEER):
             raw.send("bind", file="/guest", start=at, end=2 * A_PEER, exclusive=False)
@@ -213,7 +213,7 @@ class Peer:
         os.close(fd)
 
     def garbage(self) -> None:
-        """What is no JSON, or not in lines."""
+        """Send text that is not JSON, or has no line ends."""
         command = b'{"execute":"query-version"}'
         for data in (
             *(b"x" * 60_000 + b"\n", b"x\n" * 2000, b"{" * 3000 + b"\n"),
@@ -227,7 +227,7 @@ class Peer:
             raw.close()
 
     def fds(self, command: str) -> None:
-        """Some with each command."""
+        """Send fds with each command."""
         with tempfile.TemporaryFile() as file:
             for _ in range(20):
                 self.raw.send(command, *[file.fileno()] * 250, **self._fdname(command))
@@ -262,7 +262,7 @@ ROWS: Final[list[Row]] = [
 
 
 def stat_for(path: str, seconds: float, ready: Event, result: Any) -> None:
-    """Stat a file for so long; send how long each took, in ms."""
+    """Stat a file for *seconds*; send the time of each stat, in ms."""
     ready.wait()
     now = time.perf_counter_ns
     end = now() + int(seconds * 1e9)
@@ -270,17 +270,17 @@ def stat_for(path: str, seconds: float, ready: Event, result: Any) -> None:
     while (begun := now()) < end:
         os.stat(path)
         samples.append((now() - begun) / 1e6)
-        # A caller that waits between two calls, as callers do.
+        # It waits between two calls, as other callers do.
         time.sleep(0.0005)
     result.send((max(samples), harness.quantile(samples, 0.999)))
 
 
 def disturb(peer: Peer, row: Row, ready: Event, over: Event, done: Any) -> None:
-    """Be the peer, until it is over."""
+    """Act as the peer until *over* is set."""
     _, prepare, act = row
     if prepare is not None:
         prepare(peer)
-    # The first of anything may import something.
+    # The first action may import a module.
     act(peer)
     ready.set()
     count = 0

@@ -1,4 +1,4 @@
-"""How soon inaccfs is there, and how much memory it takes.
+"""How soon inaccfs is ready, and how much memory it takes.
 
 usage: python -m tests.bench.startup [--runs N] [--files N]
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 START_TARGET = 0.3
 EMPTY_TARGET = 40 * harness.MIB
 FILE_TARGET = 1024
-# How long VmRSS has to stay the same to be called settled.
+# How long VmRSS has to stay the same to count as settled.
 QUIET = 0.5
 
 
@@ -48,7 +48,7 @@ class Started:
 
 @contextmanager
 def daemon() -> Iterator[Started]:
-    """Start a daemon and wait until it is ready; unmount it and see it off."""
+    """Start a daemon and wait until it is ready; at the end unmount it."""
     path = harness.new_directory()
     ready, to_daemon = os.pipe()
     command = [sys.executable, "-m", "inaccfs", "mount", "--foreground"]
@@ -57,7 +57,7 @@ def daemon() -> Iterator[Started]:
     process = subprocess.Popen(command, pass_fds=(to_daemon,))
     try:
         os.close(to_daemon)
-        # The end of the pipe, when the daemon dies, wakes this as well.
+        # If the daemon dies, the end of the pipe wakes this as well.
         readable, _, _ = select.select([ready], [], [], harness.START_TIMEOUT)
         seconds = time.perf_counter() - start
         if not readable or os.read(ready, 64) != b"ready\n":
@@ -71,7 +71,7 @@ def daemon() -> Iterator[Started]:
 
 
 def bare_interpreter() -> float:
-    """The seconds that an interpreter takes which has nothing to do."""
+    """The seconds that an interpreter takes that does nothing."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", "pass"], check=True)
     return time.perf_counter() - start
@@ -86,7 +86,7 @@ def settled_memory(pid: int) -> int:
 
 
 def growth(count: int) -> float:
-    """The bytes that a file of a fresh daemon takes."""
+    """The bytes that a new daemon takes for each file."""
     with daemon() as started:
         before = settled_memory(started.pid)
         for number in range(count):

@@ -1,9 +1,9 @@
-"""What the trace costs fallocate(2): while nobody listens, and while somebody does.
+"""The cost of the trace for fallocate(2): without a reader, and with one.
 
 usage: python -m tests.bench.trace [--rounds N] [--calls N]
 
-Pairs of rounds that follow each other, in turn this one first or that one; the share is
-the median over the pairs, with the interval of 95 % (bootstrap).
+Each pair has two consecutive rounds, in an order that changes from pair to pair. The
+share is the median over the pairs, with an interval of 95 % (bootstrap).
 
 "off" compares `InaccessibleFile.begin`, in this process, with itself without the lines
 for the trace, which are taken out of its source. "on" is fallocate(2) on a mount, with
@@ -47,18 +47,18 @@ _MODES = {
     "punch": FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 }
 
-# As in docs/architecture.md.
+# The target in docs/tracing.md.
 _TARGET = 0.20
 
 
 class Pairs(NamedTuple):
-    """Two ways to do the same, in µs a call."""
+    """The times of a call without and with the trace, in µs."""
 
     without: list[float]
     with_it: list[float]
 
     def row(self, name: str, target: str) -> list[str]:
-        """A line of the table."""
+        """A row of the table."""
         both = zip(self.with_it, self.without, strict=True)
         shares = [one / other - 1 for one, other in both]
         low, high = interval(shares)
@@ -73,7 +73,7 @@ class Pairs(NamedTuple):
 
 
 def interval(samples: list[float]) -> tuple[float, float]:
-    """In which the median is, with 95 %."""
+    """The interval that contains the median with 95 %."""
     chosen = random.Random(1)
     medians = sorted(
         statistics.median(chosen.choices(samples, k=len(samples))) for _ in range(2000)
@@ -84,7 +84,7 @@ def interval(samples: list[float]) -> tuple[float, float]:
 def paired(
     rounds: int, without: Callable[[], float], with_it: Callable[[], float]
 ) -> Pairs:
-    """Measure in turn."""
+    """Measure both in turn."""
     pairs = Pairs([], [])
     for number in range(rounds):
         if number % 2:
@@ -115,7 +115,7 @@ def cpu_time(pid: int) -> int:
 
 
 class _Untraced(ast.NodeTransformer):
-    """Takes out what stands in `begin` for the trace."""
+    """Removes the lines of `begin` that are for the trace."""
 
     def __init__(self) -> None:
         self.taken = 0
@@ -146,11 +146,11 @@ def untraced() -> Callable[..., Any]:
 
 
 def off(rounds: int, calls: int) -> Iterator[list[str]]:
-    """Nobody listens."""
+    """Measure without a reader."""
     fd = os.memfd_create("trace")
     os.ftruncate(fd, PAGE)
     file = InaccessibleFile(fd, Superblock(V8(), PAGE))
-    # Both bound the same way.
+    # Both are bound in the same way.
     plain, traced = untraced().__get__(file), file.begin
 
     def hold() -> Done:
@@ -172,7 +172,7 @@ def off(rounds: int, calls: int) -> Iterator[list[str]]:
 
 
 class Reader:
-    """A process that takes a trace while it is told to."""
+    """A process that reads a trace between two commands."""
 
     def __init__(self, mount: str, cpu: int) -> None:
         self._process = subprocess.Popen(
@@ -185,7 +185,7 @@ class Reader:
         self.lost = 0
 
     def tell(self, word: str) -> str:
-        """Start or stop; returns what it says when that is done."""
+        """Start or stop; return its reply."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(word.encode() + b"\n")
@@ -194,7 +194,7 @@ class Reader:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """For a with block."""
+        """Read during a with block."""
         self.tell("start")
         yield
         self.lost += int(self.tell("stop"))
@@ -229,7 +229,7 @@ with inaccfs.connect(sys.argv[1]) as shim:
 
 
 def on(rounds: int, calls: int) -> Iterator[list[str]]:
-    """Somebody listens."""
+    """Measure with a reader."""
     cpus = sorted(os.sched_getaffinity(0))
     with inaccfs.mounted() as mount:
         harness.pin(mount.pid, cpus[0])

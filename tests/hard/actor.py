@@ -5,8 +5,8 @@
     actor allocate FILE LENGTH
     actor round MOUNT SOCKET
 
-The middle two say "going" when a line has come, make their call, and say its outcome.
-The last plays the round of round_.py for each line.
+punch and allocate print "going" when they get a line, make their call, and print its
+outcome. round plays the round of round_.py for each line.
 """
 
 from __future__ import annotations

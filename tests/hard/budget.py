@@ -1,7 +1,7 @@
-"""How much the hard tests do: counts that grow with the minutes they may take.
+"""How much the hard tests do: counts that grow with the number of minutes.
 
-Counts and not clocks: a run of so many minutes tries the same cases on every machine,
-so what fails once fails again.
+They are counts and not time limits: a run of MINUTES tries the same cases on every
+machine, so a failure can be repeated.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 Case = TypeVar("Case")
 
 MINUTES: Final = int(os.environ.get("INACCFS_HARD_MINUTES", "1"))
-"""What `tests/hard/run MINUTES` was given; 1 where nothing was, as in tests/run."""
+"""The argument of `tests/hard/run MINUTES`; 1 without it, as in tests/run."""
 
 
 def times(a_minute: int, most: int | None = None) -> int:
-    """How often to do what is done *a_minute* times in a run of one minute."""
+    """The count of something that a run of one minute does *a_minute* times."""
     wanted = a_minute * MINUTES
     return wanted if most is None else min(wanted, most)
 
 
 def some(cases: Sequence[Case], a_minute: int) -> list[Case]:
-    """As many of *cases* as there is time for, spread evenly; all of them at last."""
+    """As many of *cases* as there is time for, spread evenly; a long run has all."""
     count = min(times(a_minute), len(cases))
     return [cases[at * len(cases) // count] for at in range(count)]

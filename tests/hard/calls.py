@@ -1,10 +1,9 @@
 """Calls on names and attributes, made one by one on any file system.
 
-A call is a function of a `Place`; what it returns, or the errno that it fails with, is
-its outcome. Two file systems that behave alike give equal outcomes, so these have no
-inode numbers, times of day or paths in them. `outcomes` runs them all in a process of
-its own, as a given user; the tables are in calls_names.py and
-calls_attributes.py.
+A call is a function of a `Place`; its outcome is the return value or an errno. Two file
+systems that behave alike must give equal outcomes, so outcomes have no inode numbers,
+times or paths. `outcomes` makes all calls in a separate process, as a given user; the
+tables of calls are in calls_names.py and calls_attributes.py.
 """
 
 from __future__ import annotations
@@ -49,14 +48,14 @@ class Place:
         return f"{self.own}/{name}"
 
     def make(self, kind: str, name: str = "x") -> str:
-        """Something new of one of `KINDS`; its path."""
+        """Make something of one of `KINDS`; return its path."""
         path = self.path(name)
         _MAKERS[kind](path)
         return path
 
 
 CALLS: Final[dict[str, Callable[[Place], object]]] = {}
-"""By their names, which the failure of a test shows."""
+"""The calls by name; a failing test shows the name."""
 
 
 def call(name: str, /, **choices: Iterable[object]) -> Callable[[Any], Any]:
@@ -135,7 +134,7 @@ def tree(path: str) -> list[str]:
 
 
 def moved(path: str, change: Callable[[], object]) -> str:
-    """Which of a path's times a change has moved: "amc" are all three."""
+    """The times of a path that a call has changed: "amc" are all three."""
 
     def times() -> tuple[int, int, int]:
         found = os.lstat(path)
@@ -154,7 +153,7 @@ def moved(path: str, change: Callable[[], object]) -> str:
 
 
 def _furnish(theirs: Path) -> None:
-    """A directory of another user: what is open to all, and what is not."""
+    """Fill a directory of another user with entries of different modes."""
     theirs.mkdir()
     for name, mode in (("secret", 0o600), ("public", 0o644), ("common", 0o666)):
         _file(str(theirs / name))
@@ -200,7 +199,7 @@ def outcomes(root: Path, uid: int, chosen: list[str]) -> dict[str, object]:
 
 
 def _load() -> None:
-    # They enter their calls as they are imported.
+    # An import of these modules enters their calls.
     from tests.hard import calls_attributes, calls_names
 
     assert inspect.ismodule(calls_names)
@@ -227,7 +226,7 @@ def _raise(exc: OSError) -> None:
 
 
 if __name__ == "__main__":
-    # Under its own name, so that there is one table.
+    # Import it by its name, so that there is one table.
     from tests.hard import calls
 
     calls._load()

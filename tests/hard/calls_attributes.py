@@ -269,7 +269,7 @@ def _(at: Place, kind: str, name: str) -> object:
 
 
 def _names(path: str) -> list[str]:
-    """Names of xattrs, but those that a security module adds."""
+    """Names of xattrs, without those that a security module adds."""
     names = os.listxattr(path, follow_symlinks=False)
     return sorted(name for name in names if name != "security.selinux")
 
@@ -358,7 +358,7 @@ def _(at: Place, kind: str, flags: str) -> object:
     number = 0
     for flag in flags.split("|"):
         number |= getattr(os, flag)
-    # A FIFO without a peer waits else.
+    # Otherwise open(2) of a FIFO waits for a peer.
     fd = os.open(at.make(kind), number | os.O_NONBLOCK, 0o600)
     mask = os.O_ACCMODE | os.O_APPEND | os.O_DIRECTORY | os.O_PATH
     return [fcntl.fcntl(fd, fcntl.F_GETFL) & mask, stat.S_IFMT(os.fstat(fd).st_mode)]

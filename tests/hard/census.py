@@ -1,6 +1,6 @@
 """Counts the resources of a mount, so that a test can assert that nothing is left.
 
-`Census` counts what a living daemon has, `Ground` what is outside of it. A test
+`Census` counts the resources of a running daemon, `Ground` those outside it. A test
 compares a census from before with one from after; at the end of each hard test its
 ground must be empty (see conftest.py).
 """
@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What is closed in the background is closed by then, and idle threads have ended.
+# By then background closes are done, and idle threads have ended.
 _SETTLED_SECONDS: Final = 60.0
 
 _CONNECTIONS: Final = "/sys/fs/fuse/connections"
 
 
 def settle(question: Callable[[], object], answer: object, what: str) -> None:
-    """Ask until *question* has *answer*: what is closed in the background takes time.
+    """Ask until *question* has *answer*, because background closes take time.
 
-    It fails with both, so that the difference says what is left.
+    A failure shows both, so the difference shows what is left.
     """
     deadline = time.monotonic() + _SETTLED_SECONDS
     while (found := question()) != answer:
@@ -63,9 +63,9 @@ def _descendants(pid: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Census:
-    """What a daemon and its mount hold at one moment."""
+    """The resources of a daemon and its mount at one moment."""
 
-    # By what they lead to, numbers written as N.
+    # By the file that they refer to, with numbers written as N.
     fds: dict[str, int]
     # Of the daemon itself. Idle worker threads end after ten seconds.
     threads: int
@@ -79,7 +79,7 @@ class Census:
 
     @classmethod
     def of(cls, pid: int, path: Path) -> Census:
-        """Count. Reading /proc of an undumpable daemon takes root."""
+        """Count. Only root can read /proc of an undumpable daemon."""
         room = os.statvfs(path)
         return cls(
             fds=dict(sorted(_fds(pid).items())),
@@ -100,7 +100,7 @@ class Census:
         return found
 
     def more_than(self, before: Census) -> dict[str, int]:
-        """What there is now and was not before, by kind; empty when nothing is."""
+        """The resources that were not there before, by kind."""
         fds = Counter(self.fds) - Counter(before.fds)
         kinds = ("threads", "processes", "memory", "inodes", "mounts")
         more = Counter(
@@ -122,7 +122,7 @@ def _sockets_below(path: Path) -> list[str]:
 
 
 class Ground:
-    """Where a test must leave nothing: a directory, and a mark on its processes.
+    """A directory, and a mark on processes, of which a test must leave nothing.
 
     The mark is an environment variable, which a daemon, its helpers and their workers
     always inherit.
@@ -137,8 +137,8 @@ class Ground:
         self._connections: set[str] = set()
 
     def remember(self, path: Path) -> None:
-        """Note the FUSE connection of a mount, which must go with it."""
-        # One that does not answer has nothing to say of itself but in mountinfo.
+        """Note the FUSE connection of a mount, which must end with the mount."""
+        # A mount that does not answer shows itself in mountinfo only.
         with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
             for line in lines:
                 words = line.split()
@@ -152,7 +152,7 @@ class Ground:
         for entry in os.listdir("/proc"):
             if not entry.isdecimal() or int(entry) == os.getpid():
                 continue
-            # It may end as we look; and what root may not look at is not ours.
+            # It may end meanwhile; and a process that root may not read is not ours.
             with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 if mark in Path(f"/proc/{entry}/environ").read_bytes() + b"\0":
                     words = Path(f"/proc/{entry}/cmdline").read_bytes()
@@ -161,7 +161,7 @@ class Ground:
         return found
 
     def left(self) -> dict[str, object]:
-        """All that is still there, by kind; empty when nothing is."""
+        """Everything that is still there, by kind."""
         found: dict[str, object] = {
             "processes": self.processes(),
             "mounts": _mounts_below(self.path),

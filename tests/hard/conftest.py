@@ -1,4 +1,4 @@
-"""Every hard test runs on a ground of its own, which it must leave bare."""
+"""Every hard test has its own ground, on which it must leave nothing."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def ground(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
-    """A directory for temporary files, and a mark for processes; bare at the end."""
+    """A directory for temporary files, and a mark for processes; empty at the end."""
     if os.geteuid() != 0:
         pytest.skip("counting the fds of an undumpable daemon needs root")
     if reason := support.why_no_fuse():
         pytest.skip(reason)
     path = Path(tempfile.mkdtemp(prefix="inaccfs-hard-"))
-    # Other users come here, too, and what each may enter is the test's matter.
+    # Other users need access, too; the test decides what each may enter.
     path.chmod(0o755)
     for environment in (os.environ, support.ENVIRONMENT):
         monkeypatch.setitem(environment, Ground.MARK, str(path))
@@ -63,7 +63,7 @@ def _clear(ground: Ground) -> None:
 
 @pytest.fixture
 def point(ground: Ground) -> Iterator[Path]:
-    """A directory to mount on; after the test it is one again."""
+    """A directory to mount on; after the test nothing is mounted there."""
     path = ground.path / "mnt"
     path.mkdir()
     yield path

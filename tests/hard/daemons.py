@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Daemon:
-    """A daemon in the foreground of a process of ours."""
+    """A daemon in the foreground, which is a child of the test."""
 
     process: subprocess.Popen[bytes]
     path: Path
@@ -39,7 +39,7 @@ class Daemon:
         return self.process.pid
 
     def kill(self) -> None:
-        """SIGKILL; it must end completely, whatever its threads were doing."""
+        """SIGKILL; it must end completely, whatever its threads do."""
         self.process.kill()
         self.process.wait(PATIENCE)
 
@@ -71,8 +71,7 @@ def started(
 ) -> Iterator[tuple[Daemon, socket.socket]]:
     """A daemon that starts, and the socket that shows when it is ready.
 
-    At the end it is unmounted by `inaccfs umount`, which must clean up after one that
-    has been killed, too.
+    At the end `inaccfs umount` unmounts it, and must clean up even if it was killed.
     """
     control, log = ground.path / "control", ground.path / "log"
     notify_path = ground.path / "notify"
@@ -114,7 +113,7 @@ def _end(daemon: Daemon) -> None:
         retry = "is busy" in ran.stderr and time.monotonic() < deadline
         assert ran.returncode == 0 or retry, ran
     assert not is_mounted(daemon.path)
-    # Killed only by the test.
+    # Only the test may kill it.
     assert daemon.process.wait(PATIENCE) in (0, -signal.SIGKILL)
 
 
@@ -162,11 +161,11 @@ class Actor:
         self._stdin.flush()
 
     def has_spoken(self) -> bool:
-        """Whether there is something to hear, or its end."""
+        """Whether a line can be read, or the actor has ended."""
         return support.wait_readable(self._stdout.fileno(), 0)
 
     def hear(self, seconds: float = PATIENCE) -> str:
-        """Its next line; "" at its end. Fails when it says nothing."""
+        """Its next line; "" at its end. It is a failure if none comes."""
         while b"\n" not in self._heard:
             assert support.wait_readable(self._stdout.fileno(), seconds), "it hangs"
             if not (data := os.read(self._stdout.fileno(), 1 << 16)):
@@ -193,7 +192,7 @@ class Actor:
 
 @contextmanager
 def actor(*words: str | Path) -> Iterator[Actor]:
-    """An actor for the length of a with block."""
+    """An actor during a with block."""
     made = Actor(*words)
     try:
         yield made

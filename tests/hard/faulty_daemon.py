@@ -1,8 +1,8 @@
-"""inaccfs with a seam: what it does is the command line's, what fails is a test's.
+"""inaccfs with a seam: a test decides which system calls fail.
 
 `python -m tests.hard.faulty_daemon mount --foreground ...`, with the path of the seam
-in the environment. Only calls that inaccfs itself makes pass through the seam, not
-those of trio or the interpreter, but where `_is_ours` says so.
+in the environment. Only calls that inaccfs itself makes pass through the seam, and
+those that `_is_ours` adds, but no others of trio or the interpreter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _is_ours(name: str) -> bool:
     caller = str(sys._getframe(2).f_globals.get("__name__", ""))
     if name in ("threading.Thread.start", "select.epoll.register"):
         return caller.startswith(("trio.", "inaccfs."))
-    # trio's other calls are its own matter, but what its threads are given is ours.
+    # Calls of trio do not count, except in functions that its threads run for inaccfs.
     return caller.startswith(("inaccfs.", "trio._threads", "outcome."))
 
 
@@ -49,7 +49,7 @@ def _wrapped(seam: Seam, which: int, function: Any) -> Any:
             seam.pass_through(which)
         except OSError as exc:
             if name == "threading.Thread.start":
-                # That is what Python makes of EAGAIN.
+                # Python raises this for EAGAIN.
                 raise RuntimeError("can't start new thread") from exc
             raise
         return function(*args, **kwargs)
@@ -74,13 +74,13 @@ class Epoll:
 
 def install(seam: Seam) -> None:
     """Put the seam into every call, also where a module has imported it by name."""
-    # Not `__main__` modules: they run.
+    # Not `__main__` modules, because an import would run them.
     for module in pkgutil.walk_packages(inaccfs.__path__, "inaccfs."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     # Methods of a built-in class cannot be replaced, those of a subclass can.
     setattr(io, "FileIO", type("FileIO", (io.FileIO,), {}))  # noqa: B010
-    # Of that one there can be no subclass.
+    # This class cannot have subclasses.
     setattr(select, "epoll", Epoll)  # noqa: B010
     replaced = {}
     for which, name in enumerate(NAMES):

@@ -88,7 +88,7 @@ def inotify(path: str, mask: int) -> int:
 
 
 def events(fd: int) -> list[tuple[int, str]]:
-    """The mask and the name of all that has happened."""
+    """The mask and the name of each event."""
     found = []
     try:
         data = os.read(fd, 65536)

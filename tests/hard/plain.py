@@ -1,4 +1,4 @@
-"""What an actor needs, out of the standard library alone: it has to start quickly."""
+"""What an actor needs, from the standard library only, so that it starts quickly."""
 
 from __future__ import annotations
 

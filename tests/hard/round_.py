@@ -1,4 +1,4 @@
-"""A round: everything that a mount and its control socket can do, once each.
+"""A round: each thing that a mount and its control socket can do, once.
 
 The outcome of each step is "ok", an errno's name, or the daemon's reply. The test finds
 a step that hangs, because it gets the outcomes of the steps before it.
@@ -31,7 +31,7 @@ class Connection:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(path)
         self._read = b""
-        # Left over from commands that have given some.
+        # Fds that commands have returned.
         self.fds: list[int] = []
         self._receive()
         self.do("qmp_capabilities")
@@ -57,7 +57,7 @@ class Connection:
             self.socket.sendall(data)
 
     def answer_one(self) -> dict[str, Any] | None:
-        """The next reply to a command of ours; None for an event, which is answered."""
+        """The next reply to a command; None for an event, which is answered."""
         message = self._receive()
         data = message.get("data", {})
         if "sequence" in data:
@@ -95,7 +95,7 @@ class Refused(Exception):
 
 
 def _steps(mount: str, control: str) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Every step by its name. A later one may need what an earlier one has made."""
+    """Every step, by its name. A step may need the results of earlier ones."""
     d = f"{mount}/round"
     fds: dict[str, int] = {}
     peers: list[Connection] = []
@@ -112,7 +112,7 @@ def _steps(mount: str, control: str) -> Iterator[tuple[str, Callable[[], object]
     def command(what: str, /, *shown: str, **arguments: object) -> Callable[[], object]:
         return lambda: peers[0].do(what, *(fds[one] for one in shown), **arguments)
 
-    # A call that failed may have kept the last round from removing it.
+    # In the last round a failed call may have prevented the removal.
     yield "remove what is left", lambda: _remove(d)
     yield "mkdir", lambda: os.mkdir(d)
     yield "create", lambda: opened("a", f"{d}/a", os.O_CREAT | os.O_RDWR)
@@ -150,7 +150,7 @@ def _steps(mount: str, control: str) -> Iterator[tuple[str, Callable[[], object]
     yield "get-memory", command("get-memory", file="m")
     yield "query-map", command("query-map", file="/round/a")
     yield "trace-start", command("trace-start", kinds=[])
-    # Not of "a", whose notifier this process would have to answer.
+    # Not of file "a", whose notifier this process would have to answer.
     yield "traced", lambda: plain.fallocate(fds["t"], 1, 0, _PAGE)
     yield "punch with a notifier", lambda: _punched(peers[0], d, 2100, 8)
     yield "large punch with a notifier", lambda: _punched(peers[0], d, 0, 2048)
@@ -178,7 +178,7 @@ def _long(path: str) -> None:
 
 
 def _punched(peer: Connection, directory: str, first: int, pages: int) -> None:
-    """Punch in a child: this process is the peer that answers."""
+    """Punch in a child process: this process is the peer that answers."""
     child = os.fork()
     if child == 0:
         result = plain.outcome(_punch_path, f"{directory}/a", first, pages)

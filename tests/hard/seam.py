@@ -1,10 +1,10 @@
-"""The seam between a daemon and the kernel: where a test makes calls fail or wait.
+"""The seam between a daemon and the kernel, where a test makes calls fail or wait.
 
 `CALLS` are the functions through which the daemon's own code makes system calls, with
-the errnos of their man pages that a kernel may give a program without mistakes (so no
-EBADF nor EFAULT, and no EINTR where Python retries). faulty_daemon.py wraps them; a
-test arms one at a time. They share a mapped file, so that it also reaches the
-daemon's helpers, and a call that waits can be let go from outside.
+the errnos of their man pages that a correct program may get (so neither EBADF nor
+EFAULT, and no EINTR where Python retries). faulty_daemon.py wraps them; a test arms one
+at a time. Test and daemon share a mapped file, so the test also reaches the daemon's
+helpers, and can let a waiting call go on.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 CALLS: Final[dict[str, str]] = {
     # --- files ---
     "os.open": "EMFILE ENFILE ENOMEM ENOSPC EACCES ENOENT",
-    # ENOSPC and EDQUOT are for file systems that write back.
+    # ENOSPC and EDQUOT occur only on file systems that write back.
     "os.close": "EIO",
     "os.dup": "EMFILE ENOMEM",
-    # Of /proc/PID/comm: the process has ended.
+    # From /proc/PID/comm, if the process has ended.
     "os.read": "ESRCH ENOMEM",
     "os.fstat": "ENOMEM",
     "os.stat": "ENOMEM ENOENT EACCES",
@@ -63,9 +63,9 @@ CALLS: Final[dict[str, str]] = {
     "inaccfs.mmcalls.populate": "ENOMEM EFAULT EHWPOISON EAGAIN",
     "inaccfs.mmcalls.pages_there": "EOPNOTSUPP ENOMEM",
     "inaccfs.uring.update_buffers": "ENOMEM EFAULT EINTR",
-    # --- waiting ---
-    # Of trio and of ours. EPOLL_CTL_ADD only: to change what is there the kernel needs
-    # neither room nor memory (fs/eventpoll.c), and trio could not live without.
+    # --- waiting --- Calls of trio and ours. EPOLL_CTL_ADD only: for EPOLL_CTL_MOD the
+    # kernel needs neither room nor memory (fs/eventpoll.c), and trio could not go on if
+    # it failed.
     "select.epoll.register": "ENOSPC ENOMEM",
     # --- processes and threads ---
     "os.fork": "EAGAIN ENOMEM",
@@ -90,11 +90,11 @@ CALLS: Final[dict[str, str]] = {
 NAMES: Final = tuple(CALLS)
 
 WAIT: Final = 0
-"""Instead of an errno: the call is not made before the seam is disarmed."""
+"""In place of an errno: the call waits until the seam is disarmed."""
 
-# Errno, how many to let pass, how many to strike, strikes so far, when it ends
-# (CLOCK_MONOTONIC, which is one for all processes). Then for each call a byte, whether
-# it is armed, and a count of how often it was made.
+# The errno, the calls to let pass, the calls to fail, the failures so far, and the time
+# when this ends (CLOCK_MONOTONIC, which is the same in all processes). Then for each
+# call a byte, whether it is armed, and the number of calls made.
 _armed: Final = struct.Struct("=iiiid")
 _mask_at: Final = 64
 _counts_at: Final = 256
@@ -103,7 +103,7 @@ assert _mask_at + len(NAMES) <= _counts_at
 
 
 class Seam:
-    """What is armed, in a file that the test and its daemon have mapped."""
+    """The armed calls, in a file that the test and its daemon have mapped."""
 
     def __init__(self, path: Path | str, *, create: bool = False) -> None:
         flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
@@ -118,7 +118,7 @@ class Seam:
             self.disarm()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Unmap the file."""
         self._memory.close()
 
     # --- the test's side --------------------------------------------------------
@@ -131,13 +131,13 @@ class Seam:
         times: int = 1,
         seconds: float = 1e9,
     ) -> None:
-        """Let calls fail with an errno, or `WAIT`; any call, if none is named."""
+        """Let calls fail with an errno, or `WAIT`: the named calls, or all of them."""
         until = time.monotonic() + seconds
         _armed.pack_into(self._memory, 0, number, skip, times, 0, until)
         self._set_mask(bytes(not names or name in names for name in NAMES))
 
     def disarm(self) -> None:
-        """Let all calls be made, also those that wait."""
+        """Let all calls go on, also those that wait."""
         self._set_mask(bytes(len(NAMES)))
 
     def _set_mask(self, mask: bytes) -> None:
@@ -145,11 +145,11 @@ class Seam:
 
     @property
     def strikes(self) -> int:
-        """How often it has struck since it was armed."""
+        """The failures since the seam was armed."""
         return int(_armed.unpack_from(self._memory)[3])
 
     def wait_for_strike(self, over: Callable[[], object] = lambda: False) -> bool:
-        """Wait until it has struck; False if what it waits for is *over* before."""
+        """Wait until a call has failed; False if the operation is *over* before."""
         deadline = time.monotonic() + PATIENCE
         while not self.strikes:
             if over():
@@ -159,17 +159,17 @@ class Seam:
         return True
 
     def counts(self) -> dict[str, int]:
-        """How often each call has been made, where it was at all."""
+        """The number of calls, by name, of those that were made."""
         numbers = struct.unpack_from(f"={len(NAMES)}q", self._memory, _counts_at)
         return {name: n for name, n in zip(NAMES, numbers, strict=True) if n}
 
     # --- the daemon's side ------------------------------------------------------
 
     def pass_through(self, which: int) -> None:
-        """One call is about to be made.
+        """Called before a call is made.
 
         Raises:
-            OSError: it is the one that is armed.
+            OSError: this call is armed.
         """
         at = _counts_at + 8 * which
         (count,) = struct.unpack_from("=q", self._memory, at)

@@ -2,8 +2,8 @@
 
     stranger UID yes|no MOUNTPOINT PID SOCKET|- FILE...
 
-"yes" is for a user namespace of its own, in which it is root; "-" to try only to look
-into the daemon.
+With "yes" it is root in a new user namespace; with "-" it only tries to reach into the
+daemon.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _unmount(point: str) -> None:
     try:
         _checked(_libc.umount2(os.fsencode(point), 2))
     except OSError as exc:
-        # What a namespace has inherited is locked there; see mount_namespaces(7).
+        # Inherited mounts are locked in the namespace; see mount_namespaces(7).
         raise PermissionError(1, "locked") if exc.errno == 22 else exc from None
 
 
@@ -105,7 +105,7 @@ def _on_the_daemon(pid: int) -> dict[str, Callable[[], object]]:
 def _take_fd(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     for fd in range(3, 40):
-        # Any of its fds would do.
+        # Any of the daemon's fds would be enough.
         try:
             _checked(_libc.syscall(_PIDFD_GETFD, pidfd, fd, 0))
         except OSError as exc:
@@ -116,7 +116,7 @@ def _take_fd(pid: int) -> None:
 
 
 def _say(control: str) -> dict[str, str]:
-    """What each command is answered, or why none is."""
+    """The reply to each command, or why there is none."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(30)
         try:

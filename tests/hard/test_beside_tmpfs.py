@@ -1,7 +1,7 @@
 """Names and attributes, call by call, against a tmpfs beside the mount.
 
-What differs by rule is listed with its reason and its outcome here; anything else that
-differs fails, and so does an entry of the list that has become untrue.
+Intended differences are listed here, with their reasons and outcomes. The test fails if
+anything else differs, and if a listed difference no longer exists.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ BY_RULE: Final[dict[str, tuple[object, tuple[str, ...]]]] = {
     ),
 }
 
-# Only where the caller is not the daemon's own user.
+# These differ only if the caller is not the daemon's own user.
 OF_ANOTHER_USER: Final[dict[str, tuple[object, tuple[str, ...]]]] = {
     "the daemon makes a file and then changes its owner, which moves its ctime": (
         [False],
@@ -71,7 +71,7 @@ def test_each_call_is_as_on_a_tmpfs_or_differs_by_rule(
 ) -> None:
     rules = BY_RULE | (OF_ANOTHER_USER if uid else {})
     listed = {name: result for result, names in rules.values() for name in names}
-    # All that differ, and of the others as many as there is time for.
+    # All calls that differ, and as many of the others as there is time for.
     alike = [name for name in calls.names() if name not in listed]
     chosen = [*listed, *some(alike, 300)]
     options = "size=64m,mode=1777,nosuid,nodev,noexec"

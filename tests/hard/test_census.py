@@ -1,4 +1,4 @@
-"""The census itself: what is left must show."""
+"""The census itself: it must show leftovers."""
 
 from __future__ import annotations
 

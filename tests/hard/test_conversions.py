@@ -28,11 +28,11 @@ pytestmark = pytest.mark.fuse
 # Four huge pages.
 PAGES: Final = 2048
 HUGE: Final = 512
-# Of each thread.
+# The number of calls of each thread.
 CALLS: Final = times(40, 4000)
 
-# Of pages that are private, shared, referenced or past the end; and put-pfn where there
-# are no references.
+# The errnos for pages that are private, shared, referenced or past the end, and for
+# put-pfn without references.
 REFUSALS: Final = (errno.EAGAIN, errno.EFAULT, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -57,7 +57,7 @@ def populate(file: File, start: int, count: int) -> None:
 
 
 class Storm:
-    """Threads that make calls at random pages; what else than a refusal they got."""
+    """Threads that make calls at random pages, and their unexpected errors."""
 
     def __init__(self, mount: Mount, fd: int) -> None:
         self._mount = mount
@@ -129,7 +129,7 @@ def test_a_storm_of_conversions(semantics: str) -> None:
         assert all(
             one.private is not other.private for one, other in itertools.pairwise(rows)
         )
-        # Whoever made them has disconnected: nothing is left that refuses a conversion.
+        # The peers with references have disconnected, so nothing refuses a conversion.
         support.ask_until(lambda: not vm.query_pins().references)
         file.set_memory_attributes(0, PAGES, True)
         os.close(fd)

@@ -1,4 +1,4 @@
-"""What chance comes to in any scenario, the search of all states has come to."""
+"""The search of all states finds each outcome that random schedules find."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_so_do_those_of_scenarios_of_ones_own(
 def test_tiny_programs_come_to_what_all_their_schedules_come_to(
     counts: tuple[int, ...], number: int
 ) -> None:
-    """More of those of tests/unit."""
+    """More programs like those of tests/unit."""
     for program in programs(counts, number):
         every, _ = outcomes(program, Bounded(99))
         found, _ = outcomes(program, States())

@@ -1,4 +1,4 @@
-"""What chance comes to in scenarios of proposals, the search has come to."""
+"""In scenarios of proposals the search finds each outcome of random schedules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.test_explore_in_place import KINDS, name_of
 
 
 class Race(InPlaceV8):
-    """Of hugetlb-rfc, in pages of 4 KiB."""
+    """The race of hugetlb-rfc, in pages of 4 KiB."""
 
     stored = "after the end"
     kvm_attribute_read = "before get-pfn"

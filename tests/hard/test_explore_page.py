@@ -1,4 +1,4 @@
-"""All of the table of docs/exploring.md that a search has come to the end of."""
+"""The cells of the table of docs/exploring.md whose search was complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WANTED: Final = explore_page.parse(explore_page.PAGE.read_text())
 
-# The search of another version is the same; a † says that there was no time for all.
+# Versions in one column have the same search; a † marks an incomplete search.
 PLACES: Final = [
     place
     for place, wanted in WANTED.items()

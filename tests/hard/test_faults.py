@@ -1,7 +1,7 @@
 """Every system call of the daemon fails, once and for two seconds, with each errno.
 
-Wanted: the mount lives, each caller gets an errno or success, nothing hangs, a bug is
-logged at most, and later calls work as if nothing had been.
+What must be true: the mount lives, each caller gets an errno or success, nothing hangs,
+at most a bug is logged, and later calls work as before.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Played:
         found: dict[str, str] = {}
         name = "nothing yet"
         while True:
-            # It may have said more than a line, which is heard already.
+            # It may have printed more than one line, which was read already.
             try:
                 line = self.player.hear(HANGS_SECONDS)
             except AssertionError as exc:
@@ -75,19 +75,19 @@ class Played:
             settle(partial(children, helper), [], "workers")
 
     def assert_well(self, after: str) -> None:
-        """A round without faults; a player that lost its mount is a new one."""
+        """Play a round without faults, with a new process if it lost its mount."""
         found = self.round(f"there are no faults, after {after}")
         bad = {name: result for name, result in found.items() if result != "ok"}
         assert bad == {}, f"after {after}: {bad}; {self.daemon.log.read_text()[-2000:]}"
 
 
-# A private tmpfs counts its own files; what is wrapped must be walked.
+# A private tmpfs counts its own files; in a wrapped directory a walk counts them.
 OF_WRAPPED: Final = ("os.listdir",)
 
 
 @contextmanager
 def _options(ground: Ground, name: str) -> Iterator[tuple[str, ...]]:
-    """Options of a mount on which a round makes the call *name*."""
+    """The options of a mount on which a round makes the call *name*."""
     if name not in OF_WRAPPED:
         yield OPTIONS
         return
@@ -112,7 +112,7 @@ def playing(
 
 
 CASES: Final = [(name, number) for name in NAMES for number in errnos(name)]
-# The first of each call before the second of any: a short run has most calls.
+# First the first errno of each call, then the second: so a short run has most calls.
 CASES.sort(key=lambda case: errnos(case[0]).index(case[1]))
 
 
@@ -136,7 +136,7 @@ def test_a_call_fails_once(ground: Ground, point: Path, case: tuple[str, int]) -
         before = held()
         played.kill_idle_workers()
         if name == "threading.Thread.start":
-            # Those of trio end when they have had nothing to do for ten seconds.
+            # trio's threads end when they were idle for ten seconds.
             settle(lambda: Census.of(played.daemon.pid, point).threads, 1, "threads")
         seam.arm(number, name)
         played.round(f"{name} fails with {errno_name(number)}")
@@ -146,8 +146,8 @@ def test_a_call_fails_once(ground: Ground, point: Path, case: tuple[str, int]) -
         settle(held, before, "left behind")
 
 
-# A reply that the device does not take is lost, and only the kernel's own abort would
-# end its caller's wait.
+# A reply that the device refuses is lost, and only an abort by the kernel would end its
+# caller's wait.
 ONLY_ONCE: Final = ("io.FileIO.write", "os.writev")
 LASTING: Final = [case for case in CASES if case[0] not in ONLY_ONCE]
 
@@ -194,10 +194,10 @@ def test_a_later_call_fails_once(
         played.assert_well("that")
 
 
-# --- what no function of Python makes ----------------------------------------------
+# --- calls without a function of Python ---------------------------------------------
 
 
-# By the kernel's name, with errnos of its manual, which strace puts in its place.
+# Calls by the kernel's name, with errnos of their man pages, which strace injects.
 INJECTED: Final = [
     ("clone3", "EAGAIN"),
     ("accept4", "EMFILE"),

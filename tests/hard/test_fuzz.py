@@ -1,9 +1,8 @@
-"""Malformed input: requests of the kernel, messages of peers, words of users.
+"""Malformed input: requests of the kernel, messages of peers, options and rules.
 
-By `random` with a fixed seed and not by Hypothesis, which the unit tests use: there is
-nothing to shrink (a failure names its round, and each round is one small input), and a
-run of ten minutes goes on where that of one minute has ended, with the same inputs
-each time.
+The inputs come from `random` with a fixed seed and not from Hypothesis, which the unit
+tests use: there is nothing to shrink (a failure names its round, and each round is one
+small input), and a run of ten minutes begins with the inputs of a run of one minute.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def some_bytes(dice: random.Random, most: int) -> bytes:
 
 
 def mutated(dice: random.Random, data: bytes) -> bytes:
-    """*data* with a few bytes changed, cut off, put in or doubled."""
+    """*data* with a few bytes changed, cut off, inserted or doubled."""
     found = bytearray(data)
     for _ in range(dice.randrange(1, 5)):
         at = dice.randrange(len(found) + 1)
@@ -69,12 +68,13 @@ _UNANSWERED: Final = (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT)
 
 
 def _request(dice: random.Random) -> tuple[int, int, bytes]:
-    """An opcode, which node, and what follows the header."""
+    """An opcode, a node, and the data after the header."""
     # A second INIT is a kernel bug that no channel can survive.
     op: int = dice.choice([one for one in Op if one != Op.INIT])
     if dice.random() < 0.1:
         op = dice.choice([0, 19, 47, 53, 99, 4095, 1 << 31])
-    # The kernel never puts a slash into a name, and ours would leave the tree with one.
+    # The kernel never sends a slash in a name, and with one a name could leave the
+    # tree.
     name = some_bytes(dice, 300).replace(b"/", b"_") + dice.choice([b"", b"\0"])
 
     def u() -> int:
@@ -127,7 +127,7 @@ async def _play_requests(dice: random.Random, count: int) -> None:
 
 @pytest.mark.parametrize("batch", range(times(10)))
 def test_requests_of_the_kernel(batch: int) -> None:
-    """Each has exactly the replies due, and the channel goes on."""
+    """Each request gets exactly its replies, and the channel goes on."""
     umask = os.umask(0)
     try:
         trio.run(_play_requests, random.Random(f"{SEED} {batch}"), 200)
@@ -139,7 +139,7 @@ def test_requests_of_the_kernel(batch: int) -> None:
 
 
 def _value(dice: random.Random, depth: int = 0) -> Any:
-    """Any JSON value, more often one that a command takes."""
+    """Any JSON value, more often one that a command accepts."""
     simple: list[Any] = [
         *("/f", "f", "mine", "", "/", "/nowhere", "\udcff", "x" * 300),
         *(0, 1, 3, 63, 64, -1, 1 << 51, 1 << 64, 10**400, 0.5, True, None),
@@ -168,14 +168,14 @@ def _message(dice: random.Random) -> bytes:
 
 
 def _fuzz_peer(shim: Peer, dice: random.Random, fds: Sequence[int], count: int) -> None:
-    """Say *count* messages, whole or in parts, with or without fds, and read."""
+    """Send *count* messages, whole or in parts, with or without fds, and read."""
     shim.socket.setblocking(False)
     for _ in range(count):
         data = _message(dice) + dice.choice([b"\n", b"\n", b"\r\n", b"", b" ", b"\n\n"])
         shown = dice.choices(fds, k=dice.choice([0, 0, 0, 1, 2]))
         while data:
             part = dice.choice([len(data), dice.randrange(1, len(data) + 1)])
-            # One that is too slow, or was disconnected, is done.
+            # A peer that is too slow, or was disconnected, stops.
             with suppress(BlockingIOError):
                 socket.send_fds(shim.socket, [data[:part]], shown)
             data, shown = data[part:], []
@@ -188,7 +188,7 @@ def _fuzz_peer(shim: Peer, dice: random.Random, fds: Sequence[int], count: int) 
 @pytest.mark.fuse
 @pytest.mark.parametrize("version", ["v8", "v7", "guest_memfd", "bind"])
 def test_messages_of_peers(ground: Ground, point: Path, version: str) -> None:
-    """Others are served all the same, and nothing of it is logged as a bug."""
+    """Other peers are served, and nothing is logged as a bug."""
     dice = random.Random(f"{SEED} {version}")
     with support.mounted(point, semantics=version, ack_timeout=0.2) as mount:
         ground.remember(point)
@@ -206,14 +206,14 @@ def test_messages_of_peers(ground: Ground, point: Path, version: str) -> None:
             found = watcher.do("query-stats")
         log = mount.log.read_text()
         assert "Traceback" not in log, log
-        # What is silent is evicted, and that is an ERROR by rule.
+        # A peer that does not answer is evicted, and that is logged as an ERROR.
         mount.log.write_text("")
     assert (found["references"], found["notifiers"]) == (0, 0)
 
 
 @pytest.mark.fuse
 def test_a_stream_without_form(ground: Ground, point: Path) -> None:
-    """Bytes that are no JSON, and objects in pieces of any size."""
+    """Bytes that are not JSON, and objects in pieces of any size."""
     dice = random.Random(SEED)
     with support.mounted(point) as mount, peer(mount.control) as watcher:
         for _ in range(times(60)):
@@ -241,7 +241,7 @@ def test_a_stream_without_form(ground: Ground, point: Path) -> None:
         assert "qemu" in watcher.do("query-version")
 
 
-# --- words of users ---------------------------------------------------------------
+# --- options and rules ------------------------------------------------------------
 
 _WORDS: Final = (
     *("--size", "--huge", "--mode", "--uid", "--gid", "--ack-timeout", "--allow-uid"),
@@ -260,7 +260,7 @@ _VALUES: Final = (
 def test_words_of_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is taken, or refused in one line with status 1 or 2."""
+    """Each command line is accepted, or refused in one line with status 1 or 2."""
     # Accepted options get as far as the start of a daemon.
     taken: list[object] = []
     monkeypatch.setattr("inaccfs.launch.start_daemon", _not_started(taken))
@@ -283,14 +283,14 @@ def test_words_of_users(
         assert status in (1, 2), (number, words, message)
         assert "Traceback" not in message, (number, words, message)
         if message.startswith("usage: "):
-            # argparse's own: usage and a line.
+            # This is argparse's message: usage and a line.
             assert status == 2, (number, words, message)
             continue
         refused += status == 2
         assert message.startswith("inaccfs: "), (number, words, message)
         assert message.count("\n") == 1, (number, words, message)
         assert message[:-1].isprintable(), (number, words, message)
-    # What was not understood has status 2; what was is not started here, status 1.
+    # A wrong command line has status 2; a correct one does not start here, status 1.
     assert refused > 1000
     assert taken
 
@@ -332,7 +332,7 @@ class Mine({base}, metaclass=Meta): pass
 
 
 def test_rules_of_users(tmp_path: Path) -> None:
-    """Each is loaded, or refused in one line."""
+    """Each file of rules is loaded, or refused in one line."""
     dice = random.Random(SEED)
     path = tmp_path / "mine.py"
     imports = "".join(

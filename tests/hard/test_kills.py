@@ -1,4 +1,4 @@
-"""SIGKILL to the daemon, a peer or a caller, at each step of what they do together.
+"""SIGKILL to the daemon, a peer or a caller, at each step of an operation.
 
 Each time no process may hang, all others go on, the mount is dead only when
 its daemon was killed, callers get an errno, and `inaccfs umount` cleans up.
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.fuse
 
-# Longer than any test has patience: what only this timeout ends has hung.
+# Longer than any test waits: a call that only this timeout ends has hung.
 OPTIONS: Final = ("--ack-timeout", "600", "--size", "512m")
 
-# What punches and allocates: in the loop, in a thread, in a worker.
+# The functions that punch and allocate: in the loop, in a thread, in a worker.
 CHANGES: Final = ("inaccfs.syscalls.fallocate_now", "inaccfs.syscalls.fallocate")
 
 DEAD: Final = ("ENOTCONN", "ECONNABORTED")
@@ -57,7 +57,7 @@ Message = dict[str, Any]
 
 
 class RelayedPeer:
-    """A peer that is a process of its own; nothing is answered by itself."""
+    """A peer that is a separate process; it answers no event by itself."""
 
     def __init__(self, relay: Actor) -> None:
         self.relay = relay
@@ -79,7 +79,7 @@ class RelayedPeer:
         return answer["return"]
 
     def answer(self, event: Message) -> None:
-        """Say that an event has been dealt with, and do not wait for the reply."""
+        """Answer an event, and do not wait for the reply."""
         data = event["data"]
         self.say(
             "invalidate-done", notifier=data["notifier"], sequence=data["sequence"]
@@ -92,7 +92,7 @@ class RelayedPeer:
         return message
 
     def answer_all(self, unanswered: Message | None) -> None:
-        """Answer all events, to the end of the connection."""
+        """Answer all events until the connection ends."""
         # The relay ends with its connection.
         with suppress(BrokenPipeError):
             if unanswered is not None:
@@ -104,7 +104,7 @@ class RelayedPeer:
 
 
 class Punch:
-    """A punch of one file with one notifier, and how to bring it to each step."""
+    """A punch of one file with one notifier, which can be brought to each step."""
 
     def __init__(
         self, daemon: Daemon, seam: Seam, caller: Actor, *, bracket: bool
@@ -119,7 +119,7 @@ class Punch:
         self.caller.say("go")
         assert self.caller.hear() == "going"
 
-    # Each step returns the event that is to be answered, if there is one.
+    # Each step returns the event to answer, if there is one.
 
     def before_the_event(self, peer: RelayedPeer) -> Message | None:
         self.daemon.stop()
@@ -175,7 +175,7 @@ MATRIX: Final = [
 
 @contextmanager
 def bystander(daemon: Daemon, version: str) -> Iterator[Callable[[], None]]:
-    """Another file with a peer of its own; returns what tries whether all is well."""
+    """Another file with another peer; returns a function that checks both."""
     path = daemon.path / "other"
     os.close(os.open(path, os.O_CREAT | os.O_RDWR))
     os.truncate(path, 4 * PAGE)
@@ -232,8 +232,8 @@ def test_a_kill_at_a_step_of_a_punch(
         punch = Punch(daemon, seam, caller, bracket=version != "v8")
 
         event = getattr(punch, step)(its_peer)
-        # What the daemon has read of the caller's request it must answer before the
-        # kernel lets even a killed caller go.
+        # If the daemon has read the caller's request, the kernel lets even a killed
+        # caller end only after the reply.
         kill_caller = caller.process.kill
         kills = {"daemon": daemon.kill, "peer": relay.kill, "caller": kill_caller}
         kills[victim]()
@@ -251,8 +251,8 @@ def test_a_kill_at_a_step_of_a_punch(
             assert outcome(os.listdir, point) in DEAD
             return
         assert caller.hear() == ("" if victim == "caller" else "ok")
-        # The punch goes to its end, also without its caller; but a request that has not
-        # been read yet, the kernel takes back.
+        # The punch is completed without its caller, too; but the kernel withdraws a
+        # request that was not read yet.
         unread = (step, victim) == ("before_the_event", "caller")
         left = 32 * MIB - (0 if unread else size)
         support.ask_until(lambda: allocated(path) == left)
@@ -278,18 +278,18 @@ class Begun(NamedTuple):
 
 
 class Killed:
-    """An operation under way when its daemon is killed at one of its calls."""
+    """An operation whose daemon is killed at one of its system calls."""
 
     def __init__(self, ground: Ground, point: Path) -> None:
         self.ground = ground
         self.point = point
 
     def prepare(self, daemon: Daemon) -> ExitStack:
-        """What there must be before; closed after the kill."""
+        """Prepare the operation; what is returned is closed after the kill."""
         return ExitStack()
 
     def begin(self, daemon: Daemon) -> Begun:
-        """Begin it; what is returned must end by itself after the kill."""
+        """Begin the operation; what is returned must end by itself after the kill."""
         raise NotImplementedError
 
 
@@ -364,7 +364,8 @@ class Umount(Killed):
 OPERATIONS: Final[tuple[type[Killed], ...]] = (
     *(SmallPunch, LargePunch, LongAllocation, MemfdCreate, Umount),
 )
-# More than any of them has calls: what does not come is not waited for.
+# More than the calls of any operation; the test does not wait for calls that never
+# come.
 AT: Final = [(operation, at) for at in range(24) for operation in OPERATIONS]
 
 
@@ -384,7 +385,7 @@ def test_a_daemon_killed_at_one_of_its_calls(
     ):
         seam.arm(WAIT, skip=at)
         over, wait = case.begin(daemon)
-        # It is over unharmed when there were fewer calls.
+        # The operation succeeds if it makes fewer calls.
         seam.wait_for_strike(over)
         daemon.kill()
         seam.disarm()
@@ -404,7 +405,7 @@ def test_a_daemon_killed_as_it_starts(ground: Ground, point: Path, at: int) -> N
             seam.disarm()
             if is_mounted(point):
                 assert outcome(os.listdir, point) in DEAD
-    # And the next one finds nothing in its way.
+    # The next mount finds nothing in its way.
     with running(ground, point, *OPTIONS) as daemon:
         assert os.listdir(point) == []
 
@@ -440,7 +441,7 @@ def test_an_umount_killed_at_one_of_its_calls(
 def test_a_kill_during_a_long_allocation(
     ground: Ground, point: Path, victim: str
 ) -> None:
-    """Memory that is short may take any of them: the next allocation works."""
+    """The OOM killer may kill any of them: the next allocation works."""
     path = point / "file"
     with (
         with_seam(ground) as (seam, seam_path),
@@ -457,7 +458,7 @@ def test_a_kill_during_a_long_allocation(
                 caller.kill()
             else:
                 _kill_below(daemon, victim)
-                # A helper is started anew, without a seam, and does it once more.
+                # A new helper is started, without a seam, and repeats the allocation.
                 wanted = "ENOMEM" if victim == "worker" else "ok"
                 assert caller.hear() == wanted
             seam.disarm()

@@ -1,4 +1,4 @@
-"""Many peers, files and references, and afterwards nothing of it."""
+"""Many peers, files and references; afterwards nothing of them is left."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ PEERS: Final = times(32, 256)
 FILES: Final = times(2500, 100_000)
 REFERENCES: Final = times(60_000, 1_000_000)
 
-# Of a file that all peers fetch from: 64 MiB.
+# The pages of a file that all peers fetch from: 64 MiB.
 PAGES: Final = 16384
 
-# What a stat(2) may wait at worst on a machine that has other things to do; the goal
-# is for a quiet one, and docs/reliability.md has the figures.
+# The longest wait of a stat(2) on a busy machine; the target in docs/reliability.md is
+# for a quiet one.
 STAT_SECONDS: Final = 2.0
 
 
 class Latency:
-    """How long stat(2) of a file takes, asked again and again by a thread."""
+    """The times of stat(2) of a file, which a thread calls again and again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -70,7 +70,7 @@ class Latency:
 
 
 def fetch(shim: Peer, first: int, count: int) -> list[dict[str, Any]]:
-    """get-pfn of a range, as many calls as the daemon wants for it."""
+    """get-pfn of a range, in as many calls as it takes."""
     found: list[dict[str, Any]] = []
     while count:
         extents = shim.do("get-pfn", file="/guest", offset=first, count=count)
@@ -132,7 +132,7 @@ def test_a_load_leaves_nothing(
 
 
 def settle_to(before: Census, mount: Mount) -> None:
-    """Wait until there is no more of anything than before."""
+    """Wait until no resource is above its count *before*."""
     settle(lambda: Census.of(mount.pid, mount.path).more_than(before), {}, "left")
 
 
@@ -154,7 +154,7 @@ def _load(mount: Mount) -> None:
         assert stats["notifiers"] == PEERS
         for first in (0, 8, PAGES - 8):
             punch_with_all(mount, peers, first)
-        # Half are polite, half just go.
+        # Half of the peers put their references, the others only disconnect.
         for one, extents in zip(peers[::2], got[::2], strict=True):
             for extent in extents:
                 put = {"pfn": extent["pfn"], "count": extent["count"]}
@@ -169,7 +169,7 @@ def _load(mount: Mount) -> None:
 
 
 def _fetch_share(one: Peer, first: int, share: int) -> list[dict[str, Any]]:
-    """*share* references, round and round the file from page *first* on."""
+    """Fetch *share* pages from page *first* on, from the start again at the end."""
     found: list[dict[str, Any]] = []
     while share:
         count = min(share, PAGES - first)
@@ -179,12 +179,12 @@ def _fetch_share(one: Peer, first: int, share: int) -> list[dict[str, Any]]:
 
 
 def len_of(extents: list[dict[str, Any]]) -> int:
-    """In pages."""
+    """The number of pages."""
     return sum(extent["count"] for extent in extents)
 
 
 def test_peers_that_come_and_go(ground: Ground, point: Path) -> None:
-    """Each with an fd, a notifier and references that it does not give back."""
+    """Each peer has an fd, a notifier and references that it does not put."""
     with support.mounted(point, pfn_source="simulated") as mount:
         guest = new_file(point / "guest", MIB)
         with peer(mount.control) as shim:

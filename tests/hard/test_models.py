@@ -20,7 +20,7 @@ from tests.unit.test_simulated import AnyOrder
 if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine
 
-# How many examples a minute. They take some five seconds each.
+# The number of examples for each minute. An example takes some five seconds.
 EXAMPLES: Final[dict[type[RuleBasedStateMachine], int]] = {
     Histories: 100,
     EachPage: 120,

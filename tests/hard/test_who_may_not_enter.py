@@ -29,7 +29,7 @@ ANOTHER_UID: Final = 4711
 def stranger(
     mount: Mount, uid: int, namespace: str, *files: Path, control: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """What becomes of the attempts of a process of user *uid*."""
+    """The outcomes of the attempts of a process of user *uid*."""
     ran = support.run(
         *(sys.executable, "-m", "tests.hard.stranger", str(uid), namespace),
         *(mount.path, str(mount.pid), control or mount.control, *files),
@@ -76,7 +76,7 @@ def test_the_uid_decides_where_the_socket_is_open_to_all(
 def test_the_permissions_of_allow_uid(
     ground: Ground, point: Path, namespace: str
 ) -> None:
-    """Queries of everything, files by their fds; no paths, no memory, no end."""
+    """They may query all and send fds; paths, get-memory and quit are refused."""
     options = f"allow-uid={NOBODY}"
     with support.mounted(
         point, control=ground.path / "control", options=options
@@ -97,7 +97,7 @@ def test_the_permissions_of_allow_uid(
 def test_the_daemons_own_user_does_not_reach_into_it(
     ground: Ground, point: Path
 ) -> None:
-    """Without capabilities: root of a new user namespace that maps the same uid."""
+    """It has no capabilities: it is root of a new user namespace with the same uid."""
     with support.mounted(point, control=ground.path / "control") as mount:
         new_file(point / "file", PAGE)
         found = stranger(mount, 0, "yes", control="-")

@@ -1,1 +1,1 @@
-"""Against real KVMs, by hand: tests/live/run, and tests/live/record for the rows."""
+"""Against real KVMs, run by hand: tests/live/run, and tests/live/record for rows."""

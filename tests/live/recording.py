@@ -14,7 +14,7 @@ from inaccfs.kvm.probe.rows import ROWS
 
 
 def main() -> int:
-    """Record; says of which kernel and how long it took."""
+    """Record; print the kernel's version and the time that it took."""
     own = Path(probe.__file__).parent / "recorded.json"
     path = Path(sys.argv[1]) if sys.argv[1:] else own
     start = time.monotonic()

@@ -1,7 +1,7 @@
-"""The emulated machine: its answers are the recorded ones, its selftests pass.
+"""The emulated machine: it has the recorded outcomes, and its selftests pass.
 
-tests/run does not come here with an emulated machine: INACCFS_LIVE=1 does, as
-tests/live/run sets it.
+tests/run has no emulated machine for these tests; they need INACCFS_LIVE=1, which
+tests/live/run sets.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def emulated() -> Emulated:
 
 
 def test_the_recorded_rows_are_what_the_kernel_says(emulated: Emulated) -> None:
-    """A race is as it may be; all else is the same."""
+    """A race has an allowed outcome; every other row has the recorded one."""
     recording = recorded.read()
     if recording.source != emulated.kernel.source:
         pytest.skip(f"recorded of {recording.source}, here is {emulated.kernel.source}")
@@ -55,7 +55,7 @@ def test_the_recorded_rows_are_what_the_kernel_says(emulated: Emulated) -> None:
 
 
 def test_guests_in_long_mode_find_the_same(emulated: Emulated) -> None:
-    """At CPL 3 a guest may make no hypercall, and its page tables fault, too."""
+    """At CPL 3 a guest may not make hypercalls, and its page tables fault, too."""
     recording = recorded.read().answers(ROWS)
     user = Emulated("user").answers(ROWS)
     differ = {
@@ -72,7 +72,7 @@ def test_the_kernels_own_selftests_pass(emulated: Emulated) -> None:
     folder = emulated.kernel.selftests
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*_test"))
     assert names
-    # Each says how it ended in a file of its own.
+    # Each selftest writes its status to a file.
     lines = [
         f"{shlex.quote(f'{folder}/{name}')} >/mnt/{index}.said 2>&1; "
         f"echo $? >/mnt/{index}.status"
@@ -84,7 +84,7 @@ def test_the_kernels_own_selftests_pass(emulated: Emulated) -> None:
 
 
 def _ending(files: Mapping[str, bytes], index: int) -> str:
-    """How a selftest has failed; empty if it has not."""
+    """The failure of a selftest; "" if it passed."""
     status = int(files[f"{index}.status"])
     if status in (0, _SKIPPED):
         return ""
@@ -92,7 +92,7 @@ def _ending(files: Mapping[str, bytes], index: int) -> str:
 
 
 def test_the_command_compares_with_it() -> None:
-    """Status 1 where rows differ; which ones may, another test knows."""
+    """The status is 1 if rows differ; another test has the allowed differences."""
     found = subprocess.run(
         [
             *(sys.executable, "-m", "inaccfs", "kvm", "probe"),

@@ -1,8 +1,8 @@
-"""Calls that change a file, and what they change: run in a process of its own.
+"""Calls that change a file, and what they change, made in a separate process.
 
 python -m tests.mount.calls PLACE UID GID OWNER GROUP: with files of OWNER and GROUP in
 the directory PLACE, as user UID. Prints JSON: for each call its result, and what has
-become of mode, size and times. To be compared with the same on a tmpfs.
+become of mode, size and times. A test compares it with the same on a tmpfs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ CALLS: Final[dict[str, Callable[[str], None]]] = {
 
 
 def _wait_for_a_tick(path: str) -> None:
-    """Until a change gets another time than the last change of *path* has."""
+    """Wait until a change gets another time than the last change of *path*."""
     changed = os.stat(path).st_ctime_ns
     while True:
         os.utime("clock")

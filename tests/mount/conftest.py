@@ -34,9 +34,9 @@ def _fuse() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _bytecode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let the daemons be compiled once, where the environment says to keep nothing.
+    """Let Python compile the daemon once, even if the environment forbids bytecode.
 
-    It is a third of the time that each takes to start.
+    Compiling is a third of a daemon's start.
     """
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get("PYTHONDONTWRITEBYTECODE"):
@@ -143,7 +143,7 @@ class Made:
 class Ahead:
     """Mounts for the next tests, made while others run.
 
-    To start a daemon takes ten times as long as most tests, and one CPU of two.
+    The start of a daemon takes ten times as long as most tests, and one of two CPUs.
     """
 
     def __init__(self) -> None:
@@ -187,10 +187,10 @@ def _ahead(_bytecode: None) -> Iterator[Ahead]:
 
 @pytest.fixture
 def mount(request: pytest.FixtureRequest, _ahead: Ahead) -> Iterator[inaccfs.Mount]:
-    """A mount that no other test uses now, asserted to end well.
+    """A mount that no other test uses now, and that must end well.
 
-    It may be one that an earlier test used and left as it had found it. So its counters
-    need not begin at 0.
+    An earlier test may have used it, and left it as it was. So its counters may not
+    begin at 0.
     """
     if (marker := request.node.get_closest_marker("semantics")) is not None:
         with support.mounted(semantics=marker.args[0]) as own:
@@ -205,7 +205,7 @@ def mount(request: pytest.FixtureRequest, _ahead: Ahead) -> Iterator[inaccfs.Mou
 
 @pytest.fixture
 def new_mount(_ahead: Ahead) -> Iterator[inaccfs.Mount]:
-    """A mount with a daemon of its own, asserted to end well with the test."""
+    """A mount with a new daemon, which must end well after the test."""
     made = _ahead.take_new()
     try:
         yield made.mount
@@ -245,14 +245,14 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture
 def memory(scratch: Path) -> Iterator[Path]:
-    """A tmpfs of the test's own, to wrap or to compare with."""
+    """A tmpfs for the test, to wrap or to compare with."""
     with support.tmpfs(scratch / "memory") as path:
         yield path
 
 
 @pytest.fixture
 def point(scratch: Path) -> Path:
-    """A directory to mount on; after the test it is one again."""
+    """A directory to mount on; after the test nothing is mounted there."""
     path = scratch / "mnt"
     path.mkdir()
     return path

@@ -25,12 +25,12 @@ SIZE: Final = 4 * MIB
 
 
 def punch(fd: int, page: int, count: int = 1) -> None:
-    """Punch pages; returns when KVM has let go of them."""
+    """Punch pages; return when KVM has unmapped them."""
     syscalls.fallocate(fd, PUNCH, page * PAGE, count * PAGE)
 
 
 def allocate(fd: int, page: int, count: int) -> None:
-    """Allocate pages, and let the size be."""
+    """Allocate pages, and keep the size."""
     syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, page * PAGE, count * PAGE)
 
 
@@ -62,7 +62,7 @@ def add_slot(
 
 @dataclass(frozen=True)
 class Guest:
-    """A VM with one slot, a vCPU, and what its VMM has in hand."""
+    """A VM with one slot, a vCPU, and the fds and mappings of its VMM."""
 
     shim: Client
     vm: VM

@@ -1,4 +1,4 @@
-"""A mount namespace of the test's own, so that nothing global changes."""
+"""A mount namespace for a test, so that nothing global changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrivateNamespace:
-    """A mount namespace that a process of ours holds open."""
+    """A mount namespace that a child process keeps."""
 
     pid: int
 

@@ -19,20 +19,20 @@ Message = dict[str, Any]
 
 
 class Peer:
-    """A blocking connection that speaks QMP; nothing is answered by itself."""
+    """A blocking connection that speaks QMP; it answers no event by itself."""
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(PATIENCE)
         self.socket.connect(str(path))
         self._read = bytearray()
-        # What has come besides answers, in order.
+        # The events that arrived, in order.
         self.events: list[Message] = []
-        # Fds that have been received; the taker of one closes it.
+        # The fds that were received; a test that takes one closes it.
         self.fds: list[int] = []
 
     def receive(self) -> Message:
-        """The next message, be it an event."""
+        """The next message, which may be an event."""
         while b"\n" not in self._read:
             data, ancillary, _, _ = self.socket.recvmsg(
                 1 << 20, socket.CMSG_SPACE(64), socket.MSG_CMSG_CLOEXEC
@@ -58,7 +58,7 @@ class Peer:
         return {"event": message["event"], **message["data"]}
 
     def begin(self, command: str, *fds: int, **arguments: object) -> None:
-        """Send a command; its answer is for later."""
+        """Send a command; a later call takes its answer."""
         message = {"execute": command, "arguments": arguments}
         data = json.dumps(message).encode() + b"\n"
         if fds:

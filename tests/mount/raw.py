@@ -1,7 +1,7 @@
 """System calls that the standard library lacks, for tests; see their man pages.
 
-On purpose not those of `inaccfs.syscalls`: a test that shares a mistake with the code
-finds nothing.
+They are not those of `inaccfs.syscalls` on purpose: a test with the same mistake as the
+code finds nothing.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ _io_event = struct.Struct("=QQqq")
 
 
 def aio(fd: int, opcode: int) -> None:
-    """Read or write a page at 0 by AIO, and raise what comes of it."""
+    """Read or write a page at 0 by AIO, and raise its error."""
     numbers = _NUMBERS.get(os.uname().machine)
     if numbers is None:
         raise NotImplementedError(os.uname().machine)
@@ -173,7 +173,7 @@ def has_io_uring() -> bool:
 
 
 def io_uring(fd: int, opcode: int) -> None:
-    """Carry out one operation on a page at 0 in a new ring, and raise what comes."""
+    """Execute one operation on a page at 0 in a new ring, and raise its error."""
     parameters = ctypes.create_string_buffer(_PARAMS_SIZE)
     ring = _syscall(_IO_URING_SETUP, ctypes.c_uint(1), parameters)
     with ExitStack() as stack:

@@ -45,10 +45,10 @@ NOBODY: Final = 65534
 TOP: Final = Path(inaccfs.__file__).resolve().parent.parent
 """The directory that `import inaccfs` finds the package in."""
 
-# For what takes milliseconds. It only decides how long a failing test takes.
+# For waits of milliseconds. It only decides how long a failing test takes.
 PATIENCE: Final = 60.0
 
-# What would wait for a minute, or for ever, if it did not know better, takes less.
+# A call that a bug would delay by a minute, or for ever, takes less time than this.
 SOON: Final = 30.0
 
 ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": str(TOP), "LC_ALL": "C.UTF-8"}
@@ -66,7 +66,7 @@ def why_no_fuse() -> str | None:
 
 
 def need_memory(size: int) -> None:
-    """Skip the test unless *size* bytes are to be had, with room to spare."""
+    """Skip the test unless *size* bytes are available, with room to spare."""
     available = meminfo("MemAvailable")
     if available < size + GIB // 2:
         pytest.skip(f"needs {size // MIB} MiB of memory, has {available // MIB}")
@@ -96,7 +96,7 @@ def is_mounted(path: str | Path) -> bool:
 
 
 def status_of(path: Path) -> Status:
-    """What the mount at *path* says of itself."""
+    """The status of the mount at *path*."""
     return status_.decode(os.getxattr(path, status_.STATUS_XATTR))
 
 
@@ -108,10 +108,10 @@ def assert_clean(log: str) -> None:
 
 @contextmanager
 def mounted(path: Path | None = None, **options: Any) -> Iterator[inaccfs.Mount]:
-    """`inaccfs.mounted`, and afterwards proof that nothing is left of it."""
+    """`inaccfs.mounted`; at the end it asserts that nothing is left of the mount."""
     with ExitStack() as stack:
         with inaccfs.mounted(path, **options) as mount:
-            # An open file: the log's name goes with the mount.
+            # The log is open because its name is removed with the mount.
             log = stack.enter_context(mount.log.open(errors="replace"))
             yield mount
         assert mount.process.returncode == 0
@@ -169,8 +169,8 @@ def cli(
 ) -> subprocess.CompletedProcess[str]:
     """Run inaccfs with *arguments*, and check its exit *status*.
 
-    status and umount run in this process, unless *options* are for `subprocess`: to
-    start Python takes longer than what they do.
+    status and umount run in this process, unless there are *options* for `subprocess`,
+    because the start of Python takes longer than the commands.
     """
     if arguments[:1] in (("status",), ("umount",)) and not options:
         result = _run_here(*arguments)
@@ -191,9 +191,9 @@ def _run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def complaint(*arguments: str | Path, status: int = 1, **options: Any) -> str:
-    """What inaccfs says when it refuses: exactly one line, and *status*.
+    """The error message of inaccfs: exactly one line, with *status*.
 
-    It is 2 where the words are wrong, and 1 where they cannot be done.
+    The status is 2 if the command line is wrong, and 1 if the command fails.
     """
     result = cli(*arguments, status=status, **options)
     assert result.stdout == ""
@@ -205,7 +205,7 @@ def complaint(*arguments: str | Path, status: int = 1, **options: Any) -> str:
 
 @contextmanager
 def background(path: Path, scratch: Path, *arguments: str) -> Iterator[int]:
-    """A mount made by `inaccfs mount`, as a user makes it; gives the daemon's pid.
+    """A mount made by `inaccfs mount`, as users do; gives the daemon's pid.
 
     The user of it must end the daemon; otherwise the test fails.
     """
@@ -224,7 +224,7 @@ def background(path: Path, scratch: Path, *arguments: str) -> Iterator[int]:
 
 
 def log_text(log: Path) -> str:
-    """The log of a daemon that has ended; one that is empty it removes."""
+    """The log of a daemon that has ended; the daemon removes an empty one."""
     return log.read_text(errors="replace") if log.exists() else ""
 
 
@@ -259,7 +259,7 @@ def wait_for_exit(pid: int) -> None:
 
 
 def ask_until(question: Callable[[], bool]) -> None:
-    """Ask a daemon until it says yes; each question is a request, so none is idle."""
+    """Call *question* until it is true; its requests wake the daemon."""
     deadline = time.monotonic() + PATIENCE
     while not question():
         assert time.monotonic() < deadline, "the answer stayed no"
@@ -304,7 +304,7 @@ def outcome(call: Callable[..., object], *args: Any, **kwargs: Any) -> str:
         call(*args, **kwargs)
     except OSError as exc:
         name = errno.errorcode.get(exc.errno or 0, str(exc))
-        # It has two names, and the man pages use the other one.
+        # This errno has two names, and the man pages use the other one.
         return "EOPNOTSUPP" if name == "ENOTSUP" else name
     return "ok"
 
@@ -342,7 +342,7 @@ def used(path: Path) -> int:
 
 @contextmanager
 def tmpfs(path: Path, options: str = "size=64m,mode=0700") -> Iterator[Path]:
-    """A tmpfs of the test's own at *path*, a new directory."""
+    """A new tmpfs at *path*, a new directory."""
     path.mkdir()
     run("mount", "-t", "tmpfs", "-o", options, "inaccfs-test", path)
     try:

@@ -1,4 +1,4 @@
-"""Real terminals for commands that draw: tmux, with a server of the test's own."""
+"""Real terminals for commands that draw: tmux, with a separate server for the test."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ needs_tmux = pytest.mark.skipif(
 
 
 class Terminal:
-    """One in which a command runs."""
+    """A terminal in which a command runs."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
 
     def tmux(self, *words: str) -> str:
-        """Carry out a command of tmux."""
+        """Run a command of tmux."""
         return subprocess.run(
             ["tmux", "-u", "-S", str(self._socket), *words],
             capture_output=True,
@@ -39,7 +39,7 @@ class Terminal:
         ).stdout
 
     def screen(self, *, colours: bool = False) -> list[str]:
-        """Its lines, those at the end that are empty left out."""
+        """The lines of the screen without empty ones at the end."""
         text = self.tmux("capture-pane", "-p", *(["-e"] if colours else []))
         return text.rstrip("\n").split("\n")
 
@@ -48,15 +48,15 @@ class Terminal:
         self.tmux("send-keys", *keys)
 
     def resize(self, columns: int, lines: int) -> None:
-        """As if the user had changed the window."""
+        """Change the size, as a user changes a window."""
         self.tmux("resize-window", "-x", str(columns), "-y", str(lines))
 
     def wait(self, wanted: Callable[[list[str]], object]) -> list[str]:
-        """The screen once it is as *wanted*."""
+        """Wait until the screen is as *wanted*; return it."""
         deadline = time.monotonic() + PATIENCE
         while not wanted(found := self.screen()):
             assert time.monotonic() < deadline, "\n".join(found)
-            # Whoever draws has to come to it.
+            # The command needs time to draw.
             time.sleep(0.02)
         return found
 

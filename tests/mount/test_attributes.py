@@ -1,4 +1,4 @@
-"""Attributes: never stale, and those of a tmpfs in all else."""
+"""Attributes: they are never stale, and otherwise those of a tmpfs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECOND = 1_000_000_000
 
 @support.needs_root
 def test_memory_allocated_in_the_backing_shows_at_once(memory: Path) -> None:
-    """As when KVM allocates: inaccessible_get_pfn() of v8 fills holes."""
+    """KVM allocates in this way, too: inaccessible_get_pfn() of v8 fills holes."""
     with support.mounted(backing=memory) as mount:
         file = new_file(mount.path / "file", 8 * PAGE)
         with opened(file) as fd, opened(memory / "file") as behind:
@@ -202,7 +202,7 @@ def test_owner_and_mode_are_kept(mount: Mount) -> None:
     assert stat.S_IMODE(found.st_mode) == 0o4751
     assert run("stat", "-c", "%A", file).stdout == "-rwsr-x--x\n"
 
-    # As on any file system: a new owner takes the set-ID bits away.
+    # As on any file system, a change of the owner clears the set-ID bits.
     os.chown(file, 56, -1)
     found = os.stat(file)
     assert (found.st_uid, found.st_gid) == (56, 34)
@@ -309,7 +309,7 @@ def test_others_are_kept_out_unless_allowed_in(scratch: Path) -> None:
         assert os.strerror(errno.EACCES) in ran.stderr
     with support.mounted(point, mode=0o777, allow_other=True) as mount:
         run("ls", mount.path, **nobody)
-        # The root alone decides from then on.
+        # From then on only the root directory decides.
         os.chmod(mount.path, 0o700)
         ran = run("ls", mount.path, status=None, **nobody)
         assert os.strerror(errno.EACCES) in ran.stderr

@@ -70,7 +70,7 @@ def test_a_mountpoint_that_is_a_mount_already(point: Path) -> None:
         message = complaint("mount", point)
         assert f"{point} is an inaccfs mount already" in message
         assert f"inaccfs umount {point}" in message
-        # The first one is none the worse for it.
+        # The first mount still works.
         new_file(point / "file", PAGE)
 
 
@@ -110,7 +110,7 @@ def test_a_mountpoint_that_a_dead_daemon_left(point: Path) -> None:
 def test_an_option_that_makes_no_sense(
     point: Path, capsys: pytest.CaptureFixture[str], words: str, reason: str
 ) -> None:
-    """In this process: no daemon is started for words that are wrong."""
+    """The command runs in this process, as it starts no daemon for wrong options."""
     assert main(["mount", *words.split(), str(point)]) == 2
 
     captured = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What clients do where the semantics are not v8's: they bind, and hear of more."""
+"""Clients under other semantics than v8: they bind, and get more kinds of events."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Callable[[str, str], str]:
-    """Makes semantics of one's own; how to choose them."""
+    """Writes a user's class; returns how to choose it."""
 
     def make(text: str, name: str) -> str:
         path = tmp_path / "mine.py"
@@ -131,7 +131,7 @@ def test_only_bound_pages_are_got_and_reported(guest: Guest) -> None:
 def test_ranges_may_overlap_where_the_rules_let_them(
     mine: Callable[[str, str], str],
 ) -> None:
-    """The alias slot of SMRAM, which exclusive ranges broke."""
+    """The alias slot of SMRAM needs this; exclusive ranges broke it."""
     with (
         support.mounted(semantics=mine(ALIAS, "Alias")) as mount,
         inaccfs.connect(mount.path) as shim,
@@ -220,7 +220,7 @@ def test_callbacks_get_the_frames_that_go(mine: Callable[[str, str], str]) -> No
             guest.events.clear()
             guest.file.get_pfn(5)
             guest.file.memory_failure(5)
-            # It needs no answer, so no call has waited for it.
+            # This event needs no answer, so no call has waited for it.
             support.ask_until(lambda: guest.events == [("error", 5, 6, [])])
 
 

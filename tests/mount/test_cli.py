@@ -1,4 +1,4 @@
-"""The command as a user has it: mount, status, umount, and what they print."""
+"""The command as users run it: mount, status, umount, and their output."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_mount_says_nothing_when_all_is_well(point: Path, scratch: Path) -> None
 def test_a_log_that_is_no_file_of_the_daemons_stays(
     point: Path, scratch: Path, kind: str
 ) -> None:
-    """As --log /dev/null, or one that logrotate has made."""
+    """Such as --log /dev/null, or a log that logrotate has made."""
     log = scratch / "log"
     match kind:
         case "device":
@@ -117,7 +117,7 @@ def test_in_the_foreground_readiness_is_written_to_a_pipe(
         os.close(writer)
         with open(reader, "rb") as ready:
             assert wait_readable(ready.fileno())
-            # To its end: the daemon has closed it, too.
+            # This reads to the end, so the daemon has closed the pipe, too.
             assert ready.read() == b"ready\n"
         assert daemon.poll() is None
         assert support.status_of(point).pid == daemon.pid
@@ -342,7 +342,7 @@ def test_status_of_a_dead_daemon_says_so() -> None:
         wanted = complaint("status", mount.path)
         assert f"{mount.path}: its daemon is dead" in wanted
         assert "inaccfs umount" in wanted
-        # It spoils nothing for the others.
+        # It does not prevent the lines of the other mounts.
         ran = cli("status", "--json", status=1)
         assert wanted in ran.stderr.splitlines()
         assert str(other.path) in {one["mountpoint"] for one in json.loads(ran.stdout)}

@@ -1,4 +1,4 @@
-"""The clients against real mounts: real fds, real punches, real ends."""
+"""The clients against real mounts: real fds, real punches, real disconnections."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_puts_that_are_not_waited_for_are_in_order(shim: Client, memory: File) -
     for page in range(300):
         memory.put_pfn(memory.get_pfn(page % 256).pfn, wait=False)
     pfns = [memory.get_pfn(page).pfn for page in range(256)]
-    # More than can be on their way at once.
+    # More than can be in flight at once.
     for pfn in pfns:
         memory.put_pfn(pfn, wait=False)
     assert shim.query_pins().references == []
@@ -229,7 +229,7 @@ def test_memfd_create_refuses_what_the_patch_refuses(shim: Client, flags: int) -
 
 
 def test_a_memfd_lives_as_long_as_its_fd(shim: Client, mount: inaccfs.Mount) -> None:
-    """As that of memfd_create(2): the daemon keeps no name for it."""
+    """As with memfd_create(2): the daemon keeps no name for it."""
     made = shim.memfd_create("guest", size=MIB)
     with shim.file(made) as memory:
         pfn, _ = memory.get_pfn(3)
@@ -251,7 +251,7 @@ def test_the_guests_own_access(shim: Client, memory: File, fd: int) -> None:
 
 
 def test_a_closed_file_holds_nothing_open(mount: inaccfs.Mount) -> None:
-    """The client's duplicate and the daemon's name go; a notifier's file stays."""
+    """The client's duplicate and the fdname are closed; a notifier keeps the file."""
     with inaccfs.connect(mount.path) as shim:
         with guest(mount) as fd:
             memory = shim.file(fd)
@@ -285,7 +285,7 @@ def test_a_punch_waits_for_the_callback(memory: File, fd: int) -> None:
 
 
 def test_a_callback_may_use_the_client(memory: File, fd: int) -> None:
-    """It finds new pages where the old ones were, or in the middle of the punch."""
+    """The callback gets new pages in the punched range while the punch runs."""
     found: list[int] = []
     memory.get_pfn(3)
 
@@ -356,7 +356,7 @@ def test_registering_while_a_file_is_punched_delays_no_other_call(
 
 
 def test_a_punch_inside_the_callback_ends_with_the_timeout() -> None:
-    """As the docstring says: the kernel lets no second one of the file begin."""
+    """As the docstring says, the kernel lets no second punch of the file begin."""
     with (
         inaccfs.mounted(ack_timeout=0.3) as mount,
         guest(mount) as fd,
@@ -367,7 +367,7 @@ def test_a_punch_inside_the_callback_ends_with_the_timeout() -> None:
         with pytest.raises(ConnectionLostError, match="log says why"):
             notifier.unregister()
         assert "no answer" in mount.log.read_text()
-        # Commands have a connection of their own, and it may register again.
+        # Commands use another connection, and the client may register again.
         with shim.file("/guest0").register_notifier(lambda *_: None):
             punch(fd)
 
@@ -500,7 +500,7 @@ def test_a_path_that_is_no_mount(mount: inaccfs.Mount, fd: int) -> None:
 
 
 def test_two_hundred_clients_at_once(mount: inaccfs.Mount, fd: int) -> None:
-    """More than a backlog holds, some of them with notifiers."""
+    """These are more than a backlog has room for; some of them have notifiers."""
     events: list[int] = []
     with ExitStack() as stack, ThreadPoolExecutor(20) as pool:
         shims = [
@@ -520,7 +520,7 @@ def test_two_hundred_clients_at_once(mount: inaccfs.Mount, fd: int) -> None:
 
 
 async def apunch(fd: int, first: int = 0, pages: int = 1) -> None:
-    """`punch`, in a thread: the callbacks need trio's own."""
+    """`punch` in a thread: callbacks run in trio's thread."""
     await trio.to_thread.run_sync(punch, fd, first, pages)
 
 
@@ -552,7 +552,7 @@ async def test_the_snippet_with_trio(mount: inaccfs.Mount, fd: int) -> None:
 async def test_a_cancelled_get_leaves_no_reference(
     mount: inaccfs.Mount, fd: int
 ) -> None:
-    """A thread that was quicker has its result already, and gives it back."""
+    """If the thread was quicker it has a reference, and puts it."""
 
     async def get(memory: aio.File, offset: int) -> None:
         pfn, _ = await memory.get_pfn(offset)

@@ -1,4 +1,4 @@
-"""docs/client.md: its programs say what the page says, and the C client works."""
+"""docs/client.md: its programs print what the page shows, and the C client works."""
 
 from __future__ import annotations
 

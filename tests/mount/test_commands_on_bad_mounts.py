@@ -1,4 +1,4 @@
-"""Commands that look at a mount which is stopped, or another user's: one line each."""
+"""Commands for a mount that is stopped, or another user's: each prints one line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_daemon_that_has_stopped_is_one_line_in_some_seconds() -> None:
         new_file(mount.path / "f", PAGE)
         os.kill(mount.pid, signal.SIGSTOP)
         try:
-            # All at once: each gives the daemon ten seconds.
+            # They run at the same time, as each waits ten seconds for the daemon.
             running = {
                 command: subprocess.Popen(
                     words(command, mount.path),

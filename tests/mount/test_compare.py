@@ -82,7 +82,7 @@ def test_what_a_script_raises_is_an_outcome(compare: Compare) -> None:
     assert rows[0] == ["v8", "v10"]
     assert rows[1] == ["status", "7", "1"]
     assert rows[2] == ["error", "-", "KeyError:", "'v10'"]
-    # It has closed the client, so nobody can count.
+    # The script has closed the client, so there are no counts.
     assert ["shim", "fallocates", "0", "-"] in rows
 
 

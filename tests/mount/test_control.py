@@ -98,7 +98,7 @@ def test_the_daemon_leaks_no_fds(mount: inaccfs.Mount) -> None:
 def test_an_fd_of_a_file_system_that_hangs_delays_no_other_peer(
     mount: inaccfs.Mount,
 ) -> None:
-    """Another FUSE mount, whose daemon is stopped: even its close may wait for it."""
+    """The fd is of a FUSE mount whose daemon is stopped: even close(2) may hang."""
     with support.mounted() as other, guest(other, name="stuck") as stuck:
         os.kill(other.pid, signal.SIGSTOP)
         try:
@@ -146,7 +146,8 @@ def test_memfd_create_under_another_mount_is_refused(mount: inaccfs.Mount) -> No
             assert "ESTALE" in shim.do("memfd-create", name="x", fdname="x")
             assert "ENOENT" in shim.do("query-file", file="x")
         finally:
-            # Lazily: the helper closes its file there only after it has answered.
+            # It is lazy because the helper closes its file there only after it has
+            # answered.
             support.run("umount", "--lazy", mount.path)
         assert shim.do("memfd-create", name="x", fdname="x") == {}
 
@@ -191,7 +192,7 @@ def test_a_failed_call_sends_its_event_and_keeps_its_errno(
 ) -> None:
     with notified(mount) as (fd, shim):
         before = shim.do("query-stats")["events"]
-        # The backing has no such mode for a tmpfs.
+        # The tmpfs has no such mode.
         call = pool.submit(fallocate, fd, 0x10 | FALLOC_FL_KEEP_SIZE, 0, PAGE)
         event = shim.event()
         assert (event["start"], event["end"]) == (0, 1)
@@ -309,7 +310,7 @@ def test_the_end_comes_while_a_punch_waits(pool: ThreadPoolExecutor, how: str) -
             while (message := shim.receive()).get("event") != "SHUTDOWN":
                 pass
             assert message["data"]["reason"] == how
-            # The connection has ended: any errno will do, but no call hangs.
+            # The connection has ended: any errno is right, but no call may hang.
             assert result.result(PATIENCE) in (
                 0,
                 errno.ENOTCONN,
@@ -375,7 +376,7 @@ def test_get_pfn_of_a_huge_page_returns_its_order() -> None:
 def test_a_punch_inside_a_fetched_huge_page_frees_memory(
     pool: ThreadPoolExecutor,
 ) -> None:
-    """Pinned as it is, it could not be split."""
+    """While it is pinned it could not be split."""
     with support.mounted(huge="always", size="64m") as mount:
         real_frames(mount)
         with guest(mount, 2 * MIB) as fd, peer(mount.control) as shim:
@@ -405,7 +406,7 @@ def test_fetched_pages_stay_where_they_are_when_memory_is_compacted() -> None:
             pytest.skip(f"pages are pinned by {status.pinning}")
         with guest(mount, 128 * MIB) as fd, peer(mount.control) as shim:
             os.posix_fallocate(fd, 0, 128 * MIB)
-            # Every other page goes, so that there is something to compact.
+            # Every other page is punched, so that there is something to compact.
             for page in range(0, 128 * MIB // PAGE, 2):
                 assert fallocate(fd, PUNCH, page * PAGE, PAGE) == 0
             shim.do("getfd", fd, fdname="g")
@@ -414,13 +415,13 @@ def test_fetched_pages_stay_where_they_are_when_memory_is_compacted() -> None:
                 shim.do("get-pfn", file="g", offset=page)["pfn"] for page in pages
             ]
             trigger.write_text("1")
-            # Anew, from the kernel: a mapping of the memory of our own.
+            # The frames again, from the kernel, by a mapping in this process.
             assert shim.do("get-memory", file="g") == {}
             assert frames_of(shim.fds[0], pages) == before
 
 
 def frames_of(fd: int, pages: range) -> list[int]:
-    """Where pages of a file are, by a mapping of our own. See proc(5), pagemap."""
+    """The frames of pages, from /proc/self/pagemap of a mapping in this process."""
     found = []
     with (
         mmap.mmap(fd, (pages[-1] + 1) * PAGE) as view,
@@ -503,7 +504,7 @@ def test_a_full_backing_is_an_error_of_get_pfn() -> None:
 def test_the_mount_survives_any_input_of_a_peer(
     mount: inaccfs.Mount, data: bytes
 ) -> None:
-    # It may be hung up on in the middle.
+    # The daemon may hang up in the middle.
     with (
         peer(mount.control) as hostile,
         suppress(BrokenPipeError, ConnectionResetError),
@@ -594,7 +595,7 @@ def test_many_threads_and_peers_at_once(mount: inaccfs.Mount) -> None:
             stop.set()
         answering.result(PATIENCE)
     with peer(mount.control) as shim:
-        # The daemon sees the ends of connections in no certain order.
+        # The daemon may see the ends of connections in any order.
         support.ask_until(lambda: shim.do("query-stats")["peers"] == 1)
         assert shim.do("query-stats")["references"] == 0
         assert shim.do("query-notifiers") == []

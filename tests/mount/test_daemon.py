@@ -42,7 +42,7 @@ BUGS: Final = {
     "one that cannot be told": "raise Untold",
 }
 
-# The loop, or what comes after it, ends by a bug.
+# The loop, or the code after it, raises an exception.
 BROKEN: Final = """
 import signal, sys, trio
 from inaccfs import daemon
@@ -117,14 +117,14 @@ def test_a_crash_of_python_is_in_the_log(point: Path, scratch: Path) -> None:
 
 # --- what it imports --------------------------------------------------------------
 
-# Rooms, and modules of the command, that a daemon does without at its start. To import
-# what nobody has asked for yet would make everybody wait.
+# Rooms, and modules of the command, that a daemon does not import at its start, because
+# unneeded imports would delay every mount.
 NOT_AT_START: Final = (
     *("client", "kvm", "explore", "inprocess", "experiments", "probe", "launch"),
     *("ending", "backing.usertmpfs"),
     *("pytest_plugin", "pytest_trio_plugin"),
     *("control.schema", "control.reference"),
-    # The rules of a user's own, and frames that are made up.
+    # A user's own rules, and simulated frames.
     *("semantics.load", "semantics.checking", "shim.simulated", "shim.buddy"),
     *("cli.console", "cli.experiment", "cli.explore", "cli.interrupts", "cli.kvm"),
     *("cli.probe", "cli.qmp", "cli.semantics", "cli.status", "cli.umount"),
@@ -189,7 +189,7 @@ def test_the_daemon_handles_signals_that_its_parent_ignored_or_blocked(
     )
     support.run(*before, *mount)
     pid = support.status_of(point).pid
-    # By a process of its own, which would not be found if SIGCHLD were ignored.
+    # Its worker process could not be waited for if SIGCHLD were ignored.
     file = new_file(point / "file")
     fd = os.open(file, os.O_RDWR)
     assert outcome(os.posix_fallocate, fd, 0, 200 << 20) == "ok"
@@ -272,7 +272,7 @@ def test_a_fifo_with_a_reader_is_no_log_either(point: Path, scratch: Path) -> No
 
 
 def logged(point: Path, scratch: Path, *options: str) -> list[str]:
-    """What is logged of a mount on which some things happen."""
+    """The log of a mount on which some things happen."""
     log = scratch / "log"
     cli("mount", *options, "--log", log, "--control", scratch / "c", point)
     try:

@@ -33,7 +33,7 @@ def limit(mount: Mount, soft: int) -> None:
 
 @contextmanager
 def used_up(mount: Mount, left: int = 0) -> Iterator[None]:
-    """The daemon has *left* fds for the length of a with block."""
+    """The daemon has *left* free fds during a with block."""
     soft, _ = resource.prlimit(mount.pid, resource.RLIMIT_NOFILE)
     numbers = {int(name) for name in os.listdir(f"/proc/{mount.pid}/fd")}
     free = [
@@ -86,7 +86,7 @@ def test_a_name_is_made_or_is_not_there(mount: Mount, name: str, left: int) -> N
         assert not os.path.lexists(new)
         make(new)
     assert os.path.lexists(new) or name == "exchange"
-    # Of use: it can be looked at, and go.
+    # The file can be used: stat(2) and unlink(2) work.
     for path in list(place.iterdir()):
         path.lstat()
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -99,7 +99,7 @@ def test_a_name_is_made_or_is_not_there(mount: Mount, name: str, left: int) -> N
 def test_files_leave_fds_for_the_daemon(memory: Path) -> None:
     """Directories, names and peers are served when no more files can be opened.
 
-    Of a wrapped directory: others can be let go, see below.
+    This is on a wrapped directory; on others fds can be closed, see below.
     """
     with ExitStack() as stack:
         mount = stack.enter_context(support.mounted(backing=memory))
@@ -117,7 +117,7 @@ def test_files_leave_fds_for_the_daemon(memory: Path) -> None:
         )
         assert outcome(os.listdir, mount.path / "deep") == "EMFILE"
         assert outcome(os.open, mount.path, os.O_TMPFILE | os.O_RDWR) == "EMFILE"
-        # What is open goes on, and is not one more when it is opened again.
+        # An open file still works, and another open of it needs no further fd.
         with opened(mount.path / "f0") as fd:
             raw.fallocate(fd, 0, 0, PAGE)
         # The daemon's own.
@@ -136,7 +136,7 @@ def test_files_leave_fds_for_the_daemon(memory: Path) -> None:
 def test_deleted_files_take_at_most_half_of_the_reserve(
     mount: Mount,
 ) -> None:
-    """A name that goes costs an fd until the kernel forgets the inode."""
+    """A removed name costs an fd until the kernel forgets the inode."""
     for number in range(300):
         new_file(mount.path / f"f{number}")
     paths = [
@@ -176,7 +176,7 @@ sys.stdin.read()
 
 @support.needs_root
 def test_two_processes_with_11000_files_each_work_as_on_a_tmpfs(mount: Mount) -> None:
-    """For any limit that the daemon was started with, and may set."""
+    """This is so for any limit that the daemon was started with."""
     with ExitStack() as stack:
         # Each ends when the pipe to it is closed.
         holders = [
@@ -200,8 +200,8 @@ def test_two_processes_with_11000_files_each_work_as_on_a_tmpfs(mount: Mount) ->
 
 @support.needs_root
 def test_open_files_with_names_are_let_go_and_come_back(mount: Mount) -> None:
-    """When fds run out. Processes that have the files open do not notice."""
-    # The helper's worker, and what serves peers, may come only now.
+    """This happens when fds run out; processes with these files open do not notice."""
+    # The helper's worker, and fds for peers, may be opened only now.
     most = support.open_fds(mount.pid) + 10
     limit(mount, 256)
     with ExitStack() as stack, peer(mount.control) as shim:
@@ -224,7 +224,7 @@ def test_open_files_with_names_are_let_go_and_come_back(mount: Mount) -> None:
         assert os.stat(mount.path / "linked").st_ino == os.fstat(linked).st_ino
         with opened(mount.path / "f500") as again:
             raw.punch(again, 0, PAGE)
-        # A peer's stays; and others can be had.
+        # A peer's fd stays open, and others can be opened.
         raw.fallocate(peers, 0, 0, PAGE)
         assert "pfn" in shim.do("get-pfn", file="it", offset=0)
         shim.do("getfd", gone, fdname="gone")
@@ -235,7 +235,7 @@ def test_open_files_with_names_are_let_go_and_come_back(mount: Mount) -> None:
         opens = {file["name"]: file["opens"] for file in listed}
         assert len(opens) == 1001
         assert opens["/f500"] == opens["/moved"] == 1
-        # Without names all their fds are kept, and then there are no more.
+        # Files without names keep their fds, and then no more are free.
         for number in range(3, 1000):
             outcome((mount.path / f"f{number}").unlink)
         assert outcome(os.open, mount.path / "new", os.O_CREAT) in ("ok", "EMFILE")

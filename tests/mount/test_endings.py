@@ -102,7 +102,7 @@ def test_lazily_the_name_goes_now_and_the_daemon_with_the_last_close(
             assert not support.is_mounted(mount.path)
             assert os.listdir(mount.path) == []
             assert os.listdir(directory) == ["file"]
-        # What is open works on.
+        # Open files still work.
         raw.fallocate(fd, 0, 0, 4 * PAGE)
         raw.punch(fd, 0, PAGE)
         assert allocated(fd) == 3 * PAGE
@@ -113,7 +113,7 @@ def test_lazily_the_name_goes_now_and_the_daemon_with_the_last_close(
 def test_lazily_a_busy_directory_can_be_mounted_again(mount: Mount) -> None:
     with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
         cli("umount", "-l", mount.path)
-        # Its control socket is another one, because the first is still in use.
+        # It has another control socket, because the first one is still in use.
         with support.mounted(mount.path) as second:
             assert os.listdir(second.path) == []
             raw.fallocate(fd, 0, 0, PAGE)
@@ -153,7 +153,7 @@ def test_two_signals_are_no_more_than_one(mount: Mount) -> None:
 
 
 def test_a_mount_that_covers_the_daemons_stays(mount: Mount) -> None:
-    """The daemon unmounts what is its own, and nothing that lies on top."""
+    """The daemon unmounts its own mount, and no mount on top of it."""
     run("mount", "-t", "tmpfs", "-o", "size=1m", "inaccfs-test", mount.path)
     try:
         new_file(mount.path / "precious")
@@ -170,7 +170,7 @@ def test_a_mount_that_covers_the_daemons_stays(mount: Mount) -> None:
 
 @pytest.fixture
 def to_kill(point: Path) -> Iterator[Mount]:
-    """A mount that the test kills the daemon of."""
+    """A mount whose daemon the test kills."""
     with support.doomed(point) as mount:
         yield mount
 
@@ -188,7 +188,7 @@ def test_a_dead_daemons_mountpoint_says_so_and_is_cleaned_up(to_kill: Mount) -> 
 
 
 def test_a_dead_daemons_memory_is_back(point: Path) -> None:
-    """Its tmpfs hangs in no namespace, so it goes with the process."""
+    """Its tmpfs is in no mount namespace, so it is freed with the process."""
     support.need_memory(256 * MIB)
 
     def shmem() -> tuple[int, int, int]:
@@ -227,7 +227,7 @@ def test_a_dead_daemon_of_a_mount_in_use_is_cleaned_up_lazily(to_kill: Mount) ->
 
 
 class Wanted(Exception):
-    """What the block raises."""
+    """The exception of the block."""
 
 
 def test_mounted_takes_everything_down_when_the_block_raises() -> None:
@@ -320,7 +320,7 @@ def start_allocation(file: Path, size: int, mount: Mount) -> subprocess.Popen[by
 
 @contextmanager
 def unfinished(mount: Mount) -> Iterator[None]:
-    """An allocation that has begun does not go on for the length of a with block."""
+    """During a with block an allocation has begun and does not go on."""
     workers = support.children_of(support.children_of(mount.pid)[0])
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
@@ -412,14 +412,14 @@ def test_an_interrupted_allocation_leaves_the_file_as_it_was() -> None:
         assert os.stat(file).st_blocks == 0
         assert os.stat(file).st_size == 0
         assert used(mount.path) == 0
-        # Nothing of it sticks: the next one goes to its end.
+        # Nothing of the interrupt is left: the next allocation succeeds.
         run("fallocate", "-l", 64 * MIB, file)
         assert allocated(file) == 64 * MIB
 
 
 @support.needs_root
 def test_an_interrupted_allocation_keeps_its_pages_where_the_rules_say_so() -> None:
-    """kvm_gmem_allocate() returns EINTR and gives nothing back."""
+    """kvm_gmem_allocate() returns EINTR and frees nothing."""
     support.need_memory(4 * GIB)
     with support.mounted(size="6g", semantics="guest_memfd") as mount:
         file = new_file(mount.path / "file")

@@ -1,4 +1,4 @@
-"""Errnos of rules that the kernel would take for something else, or not at all."""
+"""Errnos of rules that the kernel would misunderstand or refuse."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_enosys_at_o_trunc_opens_nothing_unasked(scratch: Path) -> None:
 def test_a_number_that_is_no_errno_is_eio_and_a_traceback(
     scratch: Path, number: int
 ) -> None:
-    """The kernel would not take the reply, and the caller would wait for ever."""
+    """The kernel would refuse the reply, and the caller would wait for ever."""
     semantics = rules(scratch, f"OSError({number}, 'odd')", at=2)
     with inaccfs.mounted(semantics=semantics) as mount:
         file = new_file(mount.path / "file")

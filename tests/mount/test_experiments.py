@@ -1,4 +1,4 @@
-"""Every experiment of docs/experiments is run, and says what its page says."""
+"""Every experiment of docs/experiments is run, and prints what its page shows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def shown(name: str) -> str:
 
 
 def comparable(output: str, *, exact: bool) -> list[str]:
-    """Lines; without *exact* all numbers are alike, and so are all widths."""
+    """The lines of an output; without *exact* all numbers and widths are equal."""
     lines = [line.rstrip() for line in output.splitlines()]
     if exact:
         return lines
@@ -147,7 +147,7 @@ def test_a_wrong_word_is_reported_in_a_line(
     assert ran.stderr.count("\n") == 1
 
 
-# --- experiments of one's own ---------------------------------------------------------
+# --- a user's experiments -------------------------------------------------------------
 
 
 def test_the_example_of_the_page_runs(tmp_path: Path) -> None:

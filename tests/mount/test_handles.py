@@ -1,4 +1,4 @@
-"""File handles, and mounts with other uids: what one mount point is not enough for."""
+"""File handles and idmapped mounts."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def test_a_handle_of_an_earlier_mount_leads_nowhere(point: Path) -> None:
 
 
 def test_handles_cost_no_memory_after_their_files_are_deleted(mount: Mount) -> None:
-    """Nodes stay as long as their names, and fds do not come with them."""
-    # But for what the daemon opens when it is first used.
+    """Nodes stay as long as their names, and have no fds."""
+    # Except for fds that the daemon opens at its first use.
     most = support.open_fds(mount.pid) + 10
 
     def wait_until_closed() -> None:
@@ -149,7 +149,7 @@ def test_handles_cost_no_memory_after_their_files_are_deleted(mount: Mount) -> N
 
 
 def test_a_wrapped_directory_has_no_file_handles(memory: Path) -> None:
-    """Its names change without the mount, and its inodes are not all below it."""
+    """Its names may change without the mount, and not all inodes are below it."""
     with support.mounted(backing=memory) as mount:
         file = new_file(mount.path / "file")
         assert outcome(raw.name_to_handle, file) == "EOPNOTSUPP"
@@ -160,7 +160,7 @@ def test_a_wrapped_directory_has_no_file_handles(memory: Path) -> None:
 
 @contextmanager
 def mapping(start: int) -> Iterator[int]:
-    """An fd of a user namespace that maps 0 to 999 to *start* and on."""
+    """An fd of a user namespace that maps 0 to 999 to *start* and the ids after it."""
     with subprocess.Popen(
         ["unshare", "--user", "sh", "-c", "echo; read _"],
         stdin=subprocess.PIPE,
@@ -206,7 +206,7 @@ def test_an_idmapped_mount_maps_owners_as_on_a_tmpfs(
                     status=None,
                 )  # fmt: skip
                 shown = [run("sh", "-c", show, cwd=at).stdout for at in (mapped, place)]
-                # Root has no uid there, and so can make nothing.
+                # Root has no uid there, so it can make nothing.
                 refused = outcome((mapped / "roots").touch)
                 read = run("stat", "-c", "%u %g %w", mapped / "file").stdout.split()[:2]
             finally:

@@ -1,4 +1,4 @@
-"""What the helper does for a mount, and that nothing of it hangs, or is left."""
+"""What the helper does for a mount: nothing hangs, and nothing is left."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ pytestmark = [pytest.mark.fuse]
 
 @pytest.fixture
 def mount(new_mount: inaccfs.Mount) -> inaccfs.Mount:
-    """Each test has a helper of its own, and kills it."""
+    """Each test has a new helper, and kills it."""
     return new_mount
 
 
 def punch(fd: int, length: int) -> None:
-    """Take the memory of a file away, from its beginning."""
+    """Punch the first *length* bytes of a file."""
     syscalls.fallocate(fd, PUNCH, 0, length)
 
 
@@ -70,7 +70,7 @@ async def test_an_fd_whose_close_hangs_stays_out_of_the_daemon(tmp_path: Path) -
     point.mkdir()
     device = device_of(tmp_path)
     with ExitStack() as stack:
-        # First, as in the daemon: what is forked has what is open.
+        # The helper is made first, as in the daemon: a fork inherits all open fds.
         helper = Helper()
         stuck = stack.enter_context(unanswered(point))
         stack.callback(helper.close)
@@ -81,7 +81,7 @@ async def test_an_fd_whose_close_hangs_stays_out_of_the_daemon(tmp_path: Path) -
         received = await helper.receive_fd(ours, 3, device)
         assert received[:3] == (3, -1, True)
         assert received.closing is not None
-        # Others have a worker of their own.
+        # The next fd gets another worker.
         theirs.send(b"two")
         assert await helper.receive_fd(ours, 3, device) == (3, -1, False, None)
         assert not received.closing.has_ended
@@ -180,7 +180,7 @@ def test_a_daemon_killed_while_it_makes_files_ends(tmp_path: Path, seed: int) ->
 
 @contextmanager
 def memory_cgroup(limit: int) -> Iterator[Path]:
-    """A memory cgroup of the test's own, of version 1 or 2; for a with block."""
+    """A memory cgroup, of version 1 or 2, during a with block."""
     for top, name in (
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
         ("/sys/fs/cgroup", "memory.max"),
@@ -212,9 +212,9 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
 
 
 def _move(mount: inaccfs.Mount, cgroup: Path) -> list[int]:
-    """Let all processes of a mount be in a cgroup; returns the helper and its worker.
+    """Move all processes of a mount into a cgroup; return the helper and its worker.
 
-    What they have already stays charged to where it was.
+    Memory that they have already stays charged to the old cgroup.
     """
     support.ask_until(lambda: len(children_of(mount.pid)) == 2)
     helpers = children_of(mount.pid)
@@ -235,7 +235,7 @@ def test_beyond_the_limit_of_a_cgroup_is_enomem(mib: int) -> None:
                     for at in range(0, 400, mib):
                         os.posix_fallocate(guest.fileno(), at * MIB, mib * MIB)
             assert children_of(mount.pid)[0] == helper
-            # What there is can be used again.
+            # The memory can be used again.
             punch(guest.fileno(), 400 * MIB)
             os.posix_fallocate(guest.fileno(), 0, 16 * MIB)
 
@@ -260,7 +260,7 @@ def test_pages_beyond_the_limit_of_a_cgroup_are_enomem() -> None:
 def test_names_and_attributes_beyond_the_limit_of_a_cgroup_are_enomem(
     kind: str,
 ) -> None:
-    """They are the daemon's memory, which no worker can take in its place."""
+    """They are charged to the daemon, and no worker can allocate them for it."""
     with memory_cgroup(32 * MIB) as cgroup, support.mounted() as mount:
         helper, _ = _move(mount, cgroup)
         (mount.path / "first").touch()

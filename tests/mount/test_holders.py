@@ -1,4 +1,4 @@
-"""A mount that is made by `mounted` goes with the process that made it."""
+"""A mount that is made by `mounted` ends with the process that made it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.fuse
 
-# Prints the daemon's pid and the mountpoint, and then does as the test says.
+# Prints the daemon's pid and the mountpoint, and then runs the test's code.
 HOLDER: Final = """
 import os, signal, subprocess, sys, threading, time
 import inaccfs
@@ -43,7 +43,7 @@ main({options})
 
 @dataclass
 class Held:
-    """A holder, and the mount that it holds."""
+    """A process, and the mount that it has made with `mounted`."""
 
     holder: subprocess.Popen[str]
     # A pidfd.
@@ -60,7 +60,7 @@ class Held:
         """Daemon, mount and directory end within a moment."""
         before = time.monotonic()
         assert support.wait_readable(self.daemon)
-        # 2 seconds on a machine that has nothing else to do.
+        # It takes 2 seconds on an idle machine.
         assert time.monotonic() - before < support.SOON
         assert mountinfo.below(str(self.path)) == []
         if scratch:
@@ -161,7 +161,7 @@ def test_a_fork_neither_keeps_it() -> None:
     "leave", ["os._exit(0)", "sys.exit()", "return", "raise RuntimeError"]
 )
 def test_nor_ends_it(point: Path, leave: str) -> None:
-    """In every way in which the child may leave: it would leave the block, too."""
+    """The child leaves in each possible way; it would leave the block, too."""
     body = (
         "pid = os.fork()\n"
         "        if pid == 0:\n"
@@ -225,7 +225,7 @@ def test_a_thread_that_made_it_may_end() -> None:
             it.assert_gone()
 
 
-# Runs in the daemon before our own code: waits until its holder has ended.
+# Runs in the daemon before its own code: waits until the holder has ended.
 LATE: Final = """
 import os, sys
 if "fsname=late" in sys.orig_argv:
@@ -291,7 +291,7 @@ def test_an_interrupted_start_leaves_nothing(tmp_path: Path) -> None:
 def test_a_mount_in_the_background_belongs_to_no_process(
     point: Path, scratch: Path
 ) -> None:
-    """Neither by the command nor by the shell that ran it."""
+    """It belongs neither to the command nor to the shell that ran it."""
     with background(point, scratch) as pid:
         run("true")
         assert support.status_of(point).pid == pid

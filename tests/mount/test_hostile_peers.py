@@ -1,4 +1,4 @@
-"""Peers that mean harm, or have bad luck: the mount goes on, and others with it."""
+"""Hostile and failing peers: the mount goes on, and so do other peers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def threads(pid: int) -> int:
 
 
 class Punch(threading.Thread):
-    """A punch in a thread of its own, which a notifier keeps waiting."""
+    """A punch in a thread, which a notifier keeps waiting."""
 
     def __init__(self, path: Path, length: int) -> None:
         super().__init__(daemon=True)
@@ -56,7 +56,7 @@ class Punch(threading.Thread):
 
 
 def stop_for(pid: int, seconds: float, meanwhile: Callable[[], None]) -> None:
-    """SIGSTOP a daemon, call *meanwhile*, and let it go on when its time is over."""
+    """SIGSTOP a daemon, call *meanwhile*, and continue the daemon after *seconds*."""
     os.kill(pid, signal.SIGSTOP)
     try:
         while support.state(pid) != "T":
@@ -91,7 +91,7 @@ def test_a_peer_that_answered_a_stopped_daemon_is_not_evicted(
         assert not punch.is_alive()
         assert punch.error is None
         assert "disconnected" not in mount.log.read_text()
-        # And the silent are still evicted.
+        # Notifiers that do not answer are still evicted.
         punch = Punch(path, length)
         punch.start()
         shim.event()
@@ -183,7 +183,7 @@ def test_fds_that_hang_cost_the_daemon_nothing(tmp_path: Path) -> None:
                 one.socket.send(b'{"execute":')
             fd = os.open(path, os.O_RDWR)
             with peer(mount.control) as other:
-                # This user has enough of them.
+                # This user has reached the limit.
                 assert "EBUSY" in other.do("getfd", fd, fdname="a")
                 assert "peers" in other.do("query-stats")
             os.close(fd)
@@ -197,7 +197,8 @@ def test_killed_with_fds_that_hang_it_ends(tmp_path: Path) -> None:
     point = tmp_path / "point"
     point.mkdir()
     with ExitStack() as stack:
-        # Before there is such an fd: what is forked for the mount would have it, too.
+        # The mount is made before there is such an fd, because its processes would
+        # inherit it.
         stack.enter_context(pytest.raises(inaccfs.InaccfsError, match="status -9"))
         mount = stack.enter_context(inaccfs.mounted(size="64m"))
         stuck = stack.enter_context(unanswered(point))

@@ -1,4 +1,4 @@
-"""A hugetlbfs as the backing: its page is the unit of all that the rules say."""
+"""A hugetlbfs as the backing: its huge page is the unit of all rules."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HUGE: Final = 2 * MIB
 
 @contextmanager
 def reserved(count: int) -> Iterator[None]:
-    """*count* more huge pages in the pool, for the length of a with block."""
+    """*count* more huge pages in the pool, during a with block."""
     try:
         before = int(_POOL.read_text())
         _POOL.write_text(str(before + count))
@@ -51,7 +51,7 @@ def reserved(count: int) -> Iterator[None]:
 
 @pytest.fixture
 def pool(scratch: Path) -> Iterator[Path]:
-    """A hugetlbfs of the test's own, with pages to allocate."""
+    """A hugetlbfs for the test, with free pages."""
     path = scratch / "huge"
     path.mkdir()
     with reserved(PAGES):
@@ -114,7 +114,7 @@ def test_names_and_refusals_are_those_of_a_tmpfs(pool: Path) -> None:
         with opened(mount.path / "moved") as fd:
             assert outcome(os.read, fd, 1) == "EINVAL"
             assert outcome(os.write, fd, b"x") == "EINVAL"
-        # Linux 6.18 refuses this one on a hugetlbfs; others do not.
+        # Linux 6.18 refuses this call on a hugetlbfs; other kernels do not.
         result = outcome(os.symlink, "file", mount.path / "symlink")
         assert result == outcome(os.symlink, "file", pool / "plain")
         run("sh", "-c", "rm -rf *", cwd=mount.path)

@@ -25,18 +25,19 @@ PAGES = 64
 
 @dataclass
 class Script:
-    """What is done to a file, and all that is seen of it."""
+    """The calls on a file, and all their outcomes."""
 
     shim: Any
     fd: int
     fallocate: Callable[[int, int, int, int], object]
     ftruncate: Callable[[int, int], object]
     seen: list[object] = field(default_factory=list)
-    # An error wants no answer, so it may come before or after its command returns.
+    # An error event needs no answer, so it may come before or after the command's
+    # reply.
     errors: list[object] = field(default_factory=list)
 
     def run(self) -> list[object]:
-        """Every call, what it comes to, and which pages are fetched afterwards."""
+        """Make each call; record its outcome and the fetched pages."""
         file = self.shim.file(self.fd)
         notifier = self._register(file)
         for call in self._calls(file):
@@ -74,7 +75,7 @@ class Script:
             self.seen.append(exc.errno)
 
     def _calls(self, file: Any) -> Iterator[Callable[[], object]]:
-        """Each returns what does not differ from run to run."""
+        """Each call returns only what is the same in every run."""
         keeps = self.shim.query_semantics().keeps_references
 
         def get(offset: int, count: int) -> object:

@@ -1,6 +1,6 @@
 """The simulated KVM on real mounts: data, frames, and the race of v8.
 
-What the kernel's selftests assert is in test_kvm_selftests.py.
+test_kvm_selftests.py has the assertions of the kernel's selftests.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def test_the_frame_is_the_one_that_the_daemon_returns(
         pfn, order = memory.get_pfn(3)
         memory.put_pfn(pfn)
     assert (spte.pfn, spte.level, order) == (pfn, 1, 0)
-    # KVM keeps no reference to what it maps.
+    # KVM keeps no reference to pages that it maps.
     assert shim.query_stats().references == 0
 
 
@@ -117,7 +117,7 @@ def test_conversions_keep_the_neighbours(
 
 
 def test_without_a_discard_memory_is_allocated_twice(vm: VM) -> None:
-    """Vishal Annapurve on v7: both halves are there after a conversion."""
+    """Vishal Annapurve on v7: after a conversion both halves have memory."""
     vcpu = vm.create_vcpu()
     vcpu.write(0, b"private")
     Vmm(vm, discard=False).run(lambda: vcpu.write(0, b"shared", private=False))
@@ -128,7 +128,7 @@ def test_without_a_discard_memory_is_allocated_twice(vm: VM) -> None:
 
 
 def test_the_last_page_of_a_file_is_a_whole_one(shim: Client) -> None:
-    """fallocate(2) may leave a file with a size that is not one of pages."""
+    """fallocate(2) may leave a file whose size is not a multiple of the page size."""
     fd = shim.memfd_create("odd")
     syscalls.fallocate(fd, 0, 0, 100)
     assert os.fstat(fd).st_size == 100
@@ -141,7 +141,7 @@ def test_the_last_page_of_a_file_is_a_whole_one(shim: Client) -> None:
 
 
 def test_a_vm_that_was_disconnected_uses_no_private_memory_any_more() -> None:
-    """It was too slow, and a punch did not wait: it gets no event of later removals."""
+    """It was too slow, so a punch did not wait, and it gets no more events."""
     inside, go = threading.Event(), threading.Event()
 
     def hook(point: str, start: int, end: int) -> None:
@@ -171,7 +171,7 @@ def test_a_vm_that_was_disconnected_uses_no_private_memory_any_more() -> None:
 
 
 def test_no_huge_page_reaches_into_a_range_being_punched() -> None:
-    """Two VMs on one file; while one keeps a punch waiting, the other faults."""
+    """There are two VMs on one file; one keeps a punch waiting, the other faults."""
     go = threading.Event()
 
     def hook(point: str, start: int, end: int) -> None:
@@ -208,7 +208,7 @@ def test_no_huge_page_reaches_into_a_range_being_punched() -> None:
 
 
 def test_in_v8_a_guest_uses_a_removed_page(shim: Client, fd: int) -> None:
-    """The removal comes first, the callback after it: a hook holds the window open."""
+    """The removal comes before the callback; a hook waits between the two."""
     seen: list[object] = []
     act: list[Callable[[], None]] = []
 
@@ -229,7 +229,7 @@ def test_in_v8_a_guest_uses_a_removed_page(shim: Client, fd: int) -> None:
 
         act.append(in_the_window)
         punch(fd, 5)
-        # It was mapped to what the file had no more, and no fault stopped the guest.
+        # The mapping was of a removed page, and no fault stopped the guest.
         assert seen == [5, 0]
         assert vm.stale_sptes() == []
         assert vcpu.read(5 * PAGE, 6) == bytes(6)

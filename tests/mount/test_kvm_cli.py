@@ -1,4 +1,4 @@
-"""inaccfs kvm: scripts, the demo, and stress, which also has to find what is broken."""
+"""inaccfs kvm: scripts, the demo, and stress, which must find injected bugs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.fuse
 
 
 def kvm(*arguments: str | Path, status: int = 0) -> tuple[str, str]:
-    """Run `inaccfs kvm` in this process; return what it says on both outputs."""
+    """Run `inaccfs kvm` in this process; return both outputs."""
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
         try:
             found = main(["kvm", *map(str, arguments)])
@@ -149,7 +149,7 @@ def test_a_traceback_begins_in_the_script(
 
 @pytest.mark.parametrize("command", ["demo", "stress"])
 def test_demo_and_stress_take_options_of_the_private_mount(command: str) -> None:
-    """The mount is too small for them, which shows that it was made with these."""
+    """The mount is too small, which shows that it was made with these options."""
     message = complaint("kvm", command, "-o", "size=1m", "-o", "semantics=bind")
     assert re.search(r"lacks the \d+ MiB that this needs$", message)
     assert "size 'x'" in complaint("kvm", command, "-o", "size=x", status=2)
@@ -234,7 +234,7 @@ def test_colours_are_for_terminals(mount: Mount, variables: dict[str, str]) -> N
 
 
 def on_terminal(*arguments: str | Path, variables: dict[str, str]) -> str:
-    """What `inaccfs kvm` writes where both its outputs are a terminal."""
+    """The output of `inaccfs kvm` if both outputs are a terminal."""
     ours, theirs = pty.openpty()
     environment = {
         name: text for name, text in ENVIRONMENT.items() if name != "NO_COLOR"
@@ -339,10 +339,10 @@ def test_numbers_are_checked(option: tuple[str, str], expected: str) -> None:
     assert expected in err
 
 
-# --- what stress has to find --------------------------------------------------
+# --- bugs that stress must find -----------------------------------------------
 
 
-# What stress says of each.
+# The message of stress for each bug.
 FOUND = {
     "zap": r"gfn 0x\w+ is mapped to frame 0x\w+ at level \d, but its page ",
     "retry": r"gfn 0x\w+ is mapped to frame 0x\w+ at level \d, but its page ",
@@ -362,14 +362,14 @@ FOUND = {
 
 @pytest.mark.parametrize("bug", kvm_bugs.BUGS)
 def test_stress_finds_a_broken_part(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not `mount`: what is broken may leave threads and references.
+    # This does not use `mount`, because a bug may leave threads and references.
     with (
         support.mounted() as mount,
         inaccfs.connect(mount.control) as shim,
         monkeypatch.context() as patch,
     ):
         if bug in ("end", "waiting"):
-            # Their threads do not come to an end.
+            # The threads of these bugs do not end.
             patch.setattr(stress, "_STOP_SECONDS", 0.2)
         kvm_bugs.BUGS[bug](patch)
         report = run_stress(shim)
@@ -448,13 +448,13 @@ def test_violations_are_reported_and_the_status_is_1(
 
 
 class Reading(World):
-    """While the window is open, a guest reads what is about to be zapped."""
+    """While the window is open, a guest reads a page that will be zapped."""
 
     def __init__(self, shim: Client, fd: int) -> None:
         super().__init__(shim, fd)
         self.window = self.add_file()
         self.guest = Guest(0, self, Random(0))
-        # The page that is about to be punched.
+        # The page that will be punched.
         self.page: int | None = None
 
     def _hook(self, point: str, start: int, end: int) -> None:
@@ -469,7 +469,7 @@ def test_the_race_of_the_seed_is_counted_and_is_no_violation(mount: Mount) -> No
         stack.callback(os.close, fd)
         world = Reading(shim, fd)
         stack.callback(world.vm.close)
-        # The very first fault is punched by the world itself.
+        # The world itself punches the page of the first fault.
         world.guest.write(world.window, 0, private=True)
         for page in range(3):
             world.guest.write(world.window, page, private=True)
@@ -481,6 +481,6 @@ def test_the_race_of_the_seed_is_counted_and_is_no_violation(mount: Mount) -> No
 
 
 def test_the_command_by_its_name() -> None:
-    """Once as a process of its own."""
+    """Once it runs as a separate process."""
     output = cli("kvm", "stress", "--seconds", "0.1", "--seed", "1").stdout
     assert output.endswith("violations: none\n")

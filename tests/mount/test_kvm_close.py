@@ -1,4 +1,4 @@
-"""What the last close of a file does to the slots that have it: by the rules."""
+"""What the last close of a file does to its slots, under each rule."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class World:
         self.vm.set_memory_attributes(gpa, pages * PAGE, private=True)
 
     def settle(self) -> None:
-        """Have the daemon, and then the VM, hear of each close."""
+        """Wait until the daemon, and then the VM, have noticed each close."""
         os.statvfs(self.mount.path)
         self.vm.notice_closed_files()
 
@@ -76,7 +76,7 @@ def test_the_last_close_takes_a_slots_memory(mainline: World) -> None:
         with pytest.raises(MemoryFaultExit) as caught:
             mainline.reads()
         assert (caught.value.flags, caught.value.errno) == (8, errno.EFAULT)
-        # No conversion helps.
+        # A conversion does not help.
         with pytest.raises(MemoryFaultExit):
             Vmm(mainline.vm).handle(caught.value)
     mainline.vm.set_memory_attributes(0x3000, PAGE, private=False)
@@ -85,7 +85,7 @@ def test_the_last_close_takes_a_slots_memory(mainline: World) -> None:
 
 
 def test_an_invalidation_comes_by_itself(mainline: World) -> None:
-    """Also to a vCPU that goes on; here it is waited for by looking."""
+    """It also reaches a vCPU that runs; here the test polls for it."""
     os.close(mainline.fd)
     found = None
     while found is None:
@@ -115,7 +115,7 @@ def test_a_process_that_has_inherited_the_file_keeps_it(mainline: World) -> None
 
 
 def test_each_slot_has_the_fd_that_it_was_given(mainline: World) -> None:
-    """The first slot's fd is closed, and its number another file's."""
+    """The first slot's fd is closed, and its number belongs to another file."""
     again = os.dup(mainline.fd)
     os.close(mainline.fd)
     assert os.open("/dev/null", os.O_RDWR) == mainline.fd
@@ -130,7 +130,7 @@ def test_each_slot_has_the_fd_that_it_was_given(mainline: World) -> None:
 
 
 def test_what_a_named_file_is_closed_by_is_nothing(mainline: World) -> None:
-    """A name keeps a file; a guest_memfd has none."""
+    """A name keeps a file; a guest_memfd has no name."""
     path = mainline.mount.path / "guest"
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     os.ftruncate(fd, SIZE)
@@ -183,7 +183,7 @@ def test_v8_holds_the_file() -> None:
 
 @pytest.mark.parametrize("semantics", ["v8", "v9", "guest_memfd-6.8"])
 def test_a_weak_name_does_not_keep_a_file(semantics: str) -> None:
-    """getfd with weak: a notifier hears of the last close, and nothing is got then."""
+    """getfd with weak: a notifier gets an event for the last close; get-pfn fails."""
     heard: list[tuple[int, int]] = []
     done = threading.Event()
 
@@ -206,7 +206,7 @@ def test_a_weak_name_does_not_keep_a_file(semantics: str) -> None:
                 weak.put_pfn(weak.get_pfn(3).pfn)
                 os.close(fd)
                 os.statvfs(mount.path)
-                # The other client keeps it, by a name and by an fd of its own.
+                # The other client keeps the file, by an fdname and by an fd.
                 assert weak.query().opens == 2
                 weak.put_pfn(weak.get_pfn(3).pfn)
                 assert not heard

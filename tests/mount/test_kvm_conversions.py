@@ -1,8 +1,8 @@
 """x86/private_mem_conversions_test.c, torvalds/linux @5171573ce7cb, on real mounts.
 
-Below tools/testing/selftests/kvm. The guest is a function here, and its hypercall a
-call of the VMM's. Other sources of shared memory than the one (its -s: THP, hugetlb,
-shmem) have no meaning: any buffer is one.
+The file is in tools/testing/selftests/kvm. Here the guest is a function, and its
+hypercall a call of the VMM's. The sources of shared memory (its -s: THP, hugetlb,
+shmem) have no meaning here, because any buffer is one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.fuse
 
 BASE: Final = 4 * GIB
-# What a vCPU uses, and where the next one's begins.
+# The size of a vCPU's memory, and the distance to the next vCPU's.
 DATA: Final = 2 * MIB + PAGE
 STRIDE: Final = 4 * MIB
 
-# Offset and size, in bytes. The last is ours: the source leaves the odd pages of 2 MiB
-# out, for the time that they take.
+# Offset and size, in bytes. The last one is not in the source, which leaves the odd
+# pages of 2 MiB out because they take long.
 RANGES: Final = [
     (0, PAGE),
     (0, 2 * MIB),
@@ -42,12 +42,12 @@ RANGES: Final = [
     (3 * PAGE, 5 * PAGE),
 ]
 
-# How many pages are tried one by one.
+# The number of pages that are converted one by one.
 FEW: Final = 8 * PAGE
 
 
 class Workload:
-    """What one vCPU does; the guest's memory is shared until it says otherwise."""
+    """The work of one vCPU; the guest's memory is shared until it converts it."""
 
     def __init__(self, vm: VM, fd: int, host: mmap.mmap, base: int) -> None:
         self._vm = vm
@@ -90,7 +90,7 @@ class Workload:
             self.punch_hole(precise=precise)
 
     def punch(self, gpa: int, size: int) -> None:
-        """Free private memory, and let the attributes be."""
+        """Free private memory, and keep the attributes."""
         punch(self._fd, (gpa - BASE) // PAGE, size // PAGE)
 
     def explicit_conversion(self, *, fallocate: bool) -> None:

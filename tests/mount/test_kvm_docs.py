@@ -10,7 +10,7 @@ from tests.mount import support
 
 
 def output_of(first: str, after: str, page: str = "simulated-kvm") -> str:
-    """What the example prints that begins with *first*, up to *after*."""
+    """The output of the example that begins with *first*, up to *after*."""
     text = (support.TOP / f"docs/{page}.md").read_text()
     start = text.index(first)
     end = text.index(after, start)

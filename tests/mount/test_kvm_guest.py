@@ -1,4 +1,4 @@
-"""`Guest`: machine code and functions on a mount, by the rules of each version."""
+"""`Guest`: machine code and functions on a mount, under the rules of each version."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_code_and_functions_share_private_memory(guest: Guest) -> None:
 
 
 def test_the_vmm_converts_for_both(guest: Guest) -> None:
-    """An access as shared to what is private: of a function, it says so itself."""
+    """Both access private memory as shared; a function says so itself."""
 
     def write(vcpu: Vcpu) -> str:
         vcpu.write(guest.gpa, b"host", private=False)
@@ -68,7 +68,7 @@ def test_the_vmm_converts_for_both(guest: Guest) -> None:
     assert guest.shared[:4] == b"host"
     gfn = guest.gpa // PAGE
     assert not guest.vm.is_private(gfn)
-    # Where the guest decides, code takes the file's pages for private: converted back.
+    # If the guest decides, code accesses the file's pages as private: converted back.
     found = guest.run(LOAD + END, rdi=guest.gpa)
     by_attribute = guest.vm.rules.kvm_access == "attribute"
     assert guest.vm.is_private(gfn) is not by_attribute
@@ -100,7 +100,7 @@ def test_a_device_answers(guest: Guest) -> None:
 
 
 def test_a_closed_file_ends_the_guest_and_not_the_vmm(guest: Guest) -> None:
-    """No conversion helps, so none is tried for ever."""
+    """A conversion does not help, so the VMM must not try for ever."""
     os.dup2(os.open("/dev/null", os.O_RDWR), guest.fd)
     if guest.vm.rules.kvm_slot_holds_file:
         assert guest.run(STORE + LOAD + END, rdi=guest.gpa) == said(42)

@@ -1,7 +1,7 @@
 """inaccfs kvm probe: the simulated KVM beside the recorded rows, and beside /dev/kvm.
 
-docs/fidelity.md lists the rows that differ, with what came of them; here it is read,
-and compared with both.
+docs/fidelity.md lists the rows that differ, with their outcomes; these tests compare it
+with both.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.fuse
 
-# So many rows of the recorded ones may differ, the file's own calls aside.
+# At most this many recorded rows may differ, without the file's own calls.
 MOST: Final = 25
 
 
@@ -47,7 +47,7 @@ def probe(*arguments: str) -> tuple[dict[str, Any], int]:
 
 
 def differing(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """By name, what the simulated KVM and the other one did."""
+    """The outcomes of the simulated KVM and of the other one, by the row's name."""
     return {
         row["name"]: tuple(row["outcomes"]) for row in found["rows"] if row["differs"]
     }
@@ -84,7 +84,7 @@ def test_beside_the_recorded_rows_it_differs_as_listed() -> None:
     differences = differing(found)
     assert status == int(bool(differences))
     expected = listed("Beside Linux 6.12")
-    # A mount without the seal refuses some of the file's own calls otherwise.
+    # A mount without the seal refuses some of the file's own calls with other errnos.
     assert {
         name: both for name, both in differences.items() if not is_own_call(name)
     } == {name: both for name, both in expected.items() if not is_own_call(name)}
@@ -166,7 +166,7 @@ def _group(row: Row) -> str:
     return row.group
 
 
-# --- what cannot be done --------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------
 
 
 def complaint(*arguments: str) -> str:

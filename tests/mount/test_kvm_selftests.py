@@ -1,7 +1,7 @@
-"""What the kernel's selftests assert of KVM's private memory, of the simulated one.
+"""The assertions of the kernel's selftests about private memory, on the simulated KVM.
 
-What they assert of the file itself is in test_selftests.py, and the longest of them in
-test_kvm_conversions.py. Sources, below tools/testing/selftests/kvm:
+Their assertions about the file itself are in test_selftests.py, and the longest of them
+in test_kvm_conversions.py. The sources, below tools/testing/selftests/kvm:
 
 - E: x86/private_mem_kvm_exits_test.c, torvalds/linux @5171573ce7cb
 - C: guest_memfd_conversions_test.c, linux-kselftest archive @b923c18e32 to @eff68d47a9
@@ -9,9 +9,10 @@ test_kvm_conversions.py. Sources, below tools/testing/selftests/kvm:
   @8e674e64e
 - R: set_memory_region_test.c of Linux 6.8 and later, its private slots
 
-In C a page has one memory and two states. In v8 it has two memories, so what C asserts
-of data that survive a conversion has another meaning: each half keeps its own, unless
-the VMM discards it. That is asserted instead. These have no meaning for v8, or another:
+In C a page has one memory and two states. In v8 it has two memories, so C's assertions
+about data that survives a conversion have another meaning: each half keeps its own
+data, unless the VMM discards it. These tests assert that instead. The following have no
+meaning for v8, or another meaning:
 
 =  ======================================  =============================================
 C  elevated_refcount: conversion of a      v8 does not check; that the conversion
@@ -98,13 +99,13 @@ def test_a_private_access_to_a_slot_without_private_memory(shim: Client) -> None
 
 # --- C: guest_memfd_conversions_test --------------------------------------------------
 
-# Neither the slot nor the file begins with the page that is looked at.
+# Neither the slot nor the file begins with the tested page.
 GPA: Final = 16 * MIB
 OFFSET: Final = 3
 
 
 def check_private(made: Guest, page: int, expected: bytes, new: bytes) -> None:
-    """C test_private: the guest has it, and no other process can see it."""
+    """C test_private: the guest can access it, and no other process can."""
     gpa = made.gpa + page * PAGE
     before = made.host[page * PAGE : (page + 1) * PAGE]
     assert made.vm.is_private(gpa // PAGE)
@@ -135,7 +136,7 @@ def check_shared(
 
 
 def convert(made: Guest, page: int, count: int = 1, *, private: bool) -> None:
-    """Change the state, and leave both halves as they are."""
+    """Change the state, and keep the content of both halves."""
     gpa, size = made.gpa + page * PAGE, count * PAGE
     made.vm.set_memory_attributes(gpa, size, private=private)
 
@@ -163,7 +164,7 @@ def test_basic_from_shared(shim: Client) -> None:
 
 
 def test_basic_with_a_vmm_that_discards(shim: Client) -> None:
-    """C basic, as QEMU converts: the half that is left loses its data."""
+    """C basic, as QEMU converts: the half that is no longer used loses its data."""
     with guest(shim, 1) as made:
         for _ in range(2):
             check_private(made, 0, b"\0", b"A")
@@ -206,7 +207,7 @@ def test_before_allocation(shim: Client) -> None:
 
 @pytest.mark.parametrize("page", range(8))
 def test_layouts_of_allocated_pages(shim: Client, page: int) -> None:
-    """C unallocated_folios: two pages are there, or one; all are converted at once."""
+    """C unallocated_folios: some pages are allocated, and all are converted at once."""
     there = {page, 4}
     with guest(shim, 8, gpa=GPA, offset=OFFSET) as made:
         for each in there:
@@ -227,7 +228,7 @@ def test_a_punch_keeps_the_state(shim: Client) -> None:
     with guest(shim, 1, default_private=False) as made:
         check_shared(made, 0, b"\0", b"A", b"B")
         punch(made.fd, 0)
-        # It is of the private half that a page was punched.
+        # The punch was in the private half.
         check_shared(made, 0, b"B", b"C", b"D")
         convert(made, 0, private=True)
         check_private(made, 0, b"\0", b"E")
@@ -252,7 +253,7 @@ fallocate(private, 3, page, page)
 
 
 def test_another_process(shim: Client, fd: int) -> None:
-    """C forked_accesses: the other has the same fds, and no more than they give."""
+    """C forked_accesses: the other process has the same fds, and nothing else."""
     with VM(shim) as vm, ExitStack() as stack:
         shared = os.memfd_create("shared")
         stack.callback(os.close, shared)

@@ -26,7 +26,7 @@ AS_NOBODY: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []
 
 @pytest.fixture
 def shared(point: Path, scratch: Path) -> Iterator[Mount]:
-    """A mount that others are let into, too."""
+    """A mount that other users may enter, too."""
     scratch.chmod(0o755)
     with support.mounted(point, allow_other=True, mode=0o777) as mount:
         yield mount
@@ -36,9 +36,9 @@ def shared(point: Path, scratch: Path) -> Iterator[Mount]:
 
 
 def _expected(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """As on a tmpfs, except for a mode that changes there without a new ctime.
+    """The results of a tmpfs, except that there a mode may change without a new ctime.
 
-    It does for truncate(2) to the size that the file has.
+    This happens for truncate(2) to the size that the file has.
     """
     for path, (result, mode, size, *times) in found.items():
         mode_before, _, call = path.partition(" ")
@@ -67,7 +67,7 @@ def _expected(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def test_calls_change_the_attributes_that_they_change_on_a_tmpfs(
     shared: Mount, memory: Path, uid: int, gid: int, owner: int, group: int
 ) -> None:
-    """Set-ID bits most of all, and the times."""
+    """Above all, set-ID bits and times must be the same."""
     program = sys.executable, "-m", "tests.mount.calls"
     found, wanted = (
         json.loads(run(*program, place, uid, gid, owner, group).stdout)
@@ -82,7 +82,7 @@ def test_calls_change_the_attributes_that_they_change_on_a_tmpfs(
 
 
 def _accessed(place: Path) -> list[str]:
-    """Which accesses move a time of access."""
+    """The accesses that change a time of access."""
     found = []
     for age in ("older", "newer"):
         directory, link = place / f"d-{age}", place / f"l-{age}"
@@ -153,7 +153,7 @@ def test_counting_files_is_no_access(mount: Mount) -> None:
     directory.mkdir()
     os.utime(directory, ns=(AGES_AGO, AGES_AGO))
     support.status_of(mount.path)
-    # The attributes of directories are remembered for a second.
+    # The kernel caches the attributes of directories for a second.
     os.utime(directory, ns=(AGES_AGO, AGES_AGO + 1))
     (directory / "f").touch()
     support.status_of(mount.path)
@@ -237,7 +237,8 @@ def test_trusted_attributes_are_listed_to_the_same_callers_as_on_a_tmpfs(
             [
                 run(*listing).stdout,
                 run(*listing, **AS_NOBODY).stdout,
-                # Root without CAP_SYS_ADMIN, and with it in a namespace of its own.
+                # Root without CAP_SYS_ADMIN, and root with it in another user
+                # namespace.
                 run("setpriv", "--bounding-set=-sys_admin", *listing).stdout,
                 run("unshare", "--user", "--map-root-user", *listing).stdout,
             ]

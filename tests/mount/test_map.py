@@ -55,7 +55,7 @@ def extents(path: Path) -> list[tuple[int, int, str]]:
 def test_a_small_file_has_a_cell_for_each_page(mount: Mount) -> None:
     path = new_file(mount.path / "small", 4 * PAGE)
     with opened(path) as fd:
-        # Allocated, and touched by nobody.
+        # Allocated, and never accessed.
         fallocate(fd, 0, PAGE, PAGE)
     assert drawn(path) == [
         f"{path}: 16 KiB, 4 pages of 4 KiB; a cell is one",
@@ -96,7 +96,7 @@ def test_what_peers_have_and_what_has_failed_is_shown(mount: Mount) -> None:
         memory.get_pfns(4, 4)
         memory.put_pfns(memory.get_pfns(2, 2))
         memory.memory_failure(5)
-        # Punched: the reference is to what was there before.
+        # Punched: the reference is to the old page.
         fallocate(fd, PUNCH, 6 * PAGE, PAGE)
         assert drawn(path)[1] == "0x000000000  ..ffr!.r........"
         states = {one.offset: one for one in memory.query_map()}
@@ -292,7 +292,7 @@ def test_it_fits_any_terminal_and_follows_it(
             fallocate(fd, PUNCH, 0, 64 * MIB)
         made.wait(lambda screen: screen[-1] == ". hole (16,384)")
         made.type("C-c")
-        # The screen from before is back.
+        # The old screen is shown again.
         assert made.wait(lambda screen: screen[-1].startswith("ended"))[-1] == "ended 0"
 
 
@@ -326,7 +326,7 @@ def test_without_colours_if_the_user_wants_none(mount: Mount, tmp_path: Path) ->
 
 
 def test_pages_of_the_users_own_tmpfs_are_seen(tmp_path: Path) -> None:
-    """The file is the backing's: what others do with it shows."""
+    """The file is in the backing: changes by other processes show."""
     backing = tmp_path / "backing"
     backing.mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=1m", "inaccfs-test", backing)

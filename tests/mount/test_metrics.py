@@ -39,7 +39,7 @@ def mount() -> Iterator[Mount]:
 
 
 def samples(text: str) -> dict[str, float]:
-    """By name; each has the mountpoint as its label."""
+    """The samples by name; each has the mountpoint as its label."""
     families = list(text_string_to_metric_families(text))
     assert all(family.documentation for family in families)
     return {
@@ -121,7 +121,7 @@ def test_a_report_has_all_that_one_asks_for_first(mount: Mount) -> None:
     assert titles[:3] == ["## versions", "## inaccfs doctor", f"## mount {mount.path}"]
     for word in (__version__, "kernel", "/dev/fuse", "pfns"):
         assert word in text
-    # And of all mounts.
+    # Without a mountpoint it reports all mounts.
     assert f"## mount {mount.path}\n" in cli("report").stdout
 
 
@@ -141,7 +141,7 @@ def test_a_report_has_the_end_of_the_log(tmp_path: Path) -> None:
             file.write("x" * (64 << 10) + "\n\x1b[2J the end\n")
         text = cli("report", mountpoint).stdout
         assert f"## log {log}\n\n...\n" in text
-        # What controls a terminal is escaped.
+        # Control characters are escaped.
         assert text.rstrip().endswith("\\x1b[2J the end")
     finally:
         cli("umount", mountpoint)

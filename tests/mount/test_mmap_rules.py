@@ -1,4 +1,4 @@
-"""What becomes of mmap(2), as the semantics have it: refused, SIGBUS, or shared."""
+"""mmap(2) under each value of the rule `mmap`: refused, SIGBUS, or shared."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_shared_memory_is_that_of_the_file(ruled: Mount) -> None:
     path = ruled.path / "guest"
     with (
         opened(path, os.O_RDWR | os.O_CREAT) as fd,
-        # Another open of the same inode must have the same backing.
+        # Another open of the same inode must have the same backing file.
         opened(path, os.O_RDONLY) as reader,
     ):
         os.ftruncate(fd, 2 * PAGE)
@@ -82,7 +82,7 @@ def test_shared_memory_is_that_of_the_file(ruled: Mount) -> None:
             syscalls.fallocate(fd, PUNCH, 0, PAGE)
             assert (seen[0], seen[PAGE]) == (0, 2)
         assert support.outcome(os.pread, fd, 1, 0) == "EINVAL"
-    # And it is there when the file is opened again.
+    # The data is still there when the file is opened again.
     with (
         opened(path, os.O_RDWR) as fd,
         mmap.mmap(fd, 2 * PAGE, mmap.MAP_SHARED) as mapping,
@@ -92,7 +92,7 @@ def test_shared_memory_is_that_of_the_file(ruled: Mount) -> None:
 
 @pytest.mark.parametrize("ruled", [SHARED], indirect=True)
 def test_a_file_never_has_the_memory_of_a_deleted_one(ruled: Mount) -> None:
-    """Inode numbers are reused; a backing file must not be."""
+    """Inode numbers are reused; backing files must not be."""
     numbers = set()
     for round_ in range(64):
         path = ruled.path / f"guest{round_ % 3}"
@@ -110,7 +110,7 @@ def test_a_file_never_has_the_memory_of_a_deleted_one(ruled: Mount) -> None:
 
 @pytest.mark.parametrize("ruled", [SHARED], indirect=True)
 def test_memory_goes_with_the_last_open_and_not_before(ruled: Mount) -> None:
-    """Also where a peer of the control socket has the file open, too."""
+    """This is so even if a peer of the control socket has the file open."""
     path = ruled.path / "guest"
     with opened(path, os.O_RDWR | os.O_CREAT) as fd:
         os.ftruncate(fd, PAGE)

@@ -24,7 +24,7 @@ HELPER = TOP / "mountscripts" / "mount.inaccfs"
 
 @pytest.fixture
 def helper(scratch: Path) -> Path:
-    """The script beside the environment that runs the tests, as in a checkout."""
+    """The script in a checkout that has the environment of these tests."""
     scripts, bin_ = scratch / "inaccfs" / "system", scratch / ".venv" / "bin"
     scripts.mkdir(parents=True)
     bin_.mkdir(parents=True)
@@ -139,7 +139,7 @@ def test_mount_fuse_3_passes_on_the_error(point: Path) -> None:
 def with_helper(helper: Path) -> Iterator[PrivateNamespace]:
     """A mount namespace in which mount(8) finds the helper in /sbin, by both names.
 
-    By an overlay, which no other process sees.
+    It uses an overlay, which no other process sees.
     """
     sbin = Path("/sbin").resolve()
     layers = helper.parent.parent
@@ -187,7 +187,7 @@ def with_command(helper: Path) -> Iterator[PrivateNamespace]:
 def test_the_type_that_the_mount_has_is_one_for_fstab(
     request: pytest.FixtureRequest, point: Path, scratch: Path, way: str
 ) -> None:
-    """By a helper of that name, or by mount.fuse3(8), which calls the command."""
+    """mount(8) runs the helper, or mount.fuse3(8), which runs the command."""
     namespace: PrivateNamespace = request.getfixturevalue(way)
     fstab = scratch / "fstab"
     fstab.write_text(f"none {point} fuse.inaccfs noauto,size=8m 0 0\n")

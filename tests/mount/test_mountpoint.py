@@ -80,7 +80,7 @@ def after(
 def test_a_mountpoint_that_becomes_a_link_is_refused(
     point: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """After each step that looks at it."""
+    """It becomes a link after each step that resolves it."""
     if step == "resolve":
         resolve = after(finding.resolve, lambda: swap(point))
         monkeypatch.setattr(finding, "resolve", resolve)

@@ -99,11 +99,11 @@ def test_mknod_makes_files_fifos_and_sockets(mount: Mount) -> None:
 
     output = run("stat", "-c", "%n %F", "file", "fifo", "socket", cwd=mount.path).stdout
     assert output == "file regular empty file\nfifo fifo\nsocket socket\n"
-    # The file is as inaccessible as any.
+    # The file has the same rules as any other.
     os.truncate(mount.path / "file", PAGE)
     with opened(mount.path / "file") as fd:
         assert outcome(os.read, fd, 1) == "EINVAL"
-    # A fifo is no memory: it carries bytes.
+    # A fifo is not memory: it carries bytes.
     output = run("sh", "-c", "echo through > fifo & cat fifo", cwd=mount.path).stdout
     assert output == "through\n"
 
@@ -176,7 +176,7 @@ def test_a_file_that_is_open_outlives_its_name(mount: Mount) -> None:
         assert allocated(second) == 3 * PAGE
         assert stat.S_IMODE(os.fstat(second).st_mode) == 0o400
         assert outcome(os.stat, file) == "ENOENT"
-        # A new file of that name is another one.
+        # A new file of that name is another file.
         new_file(file)
         assert allocated(file) == 0
         assert os.stat(file).st_ino != os.fstat(fd).st_ino
@@ -221,7 +221,7 @@ def test_a_directory_that_is_open_outlives_its_name(mount: Mount) -> None:
 
 
 def test_a_file_can_be_made_anew_many_times(mount: Mount) -> None:
-    """Inode numbers come back; what the kernel knew of the old one does not."""
+    """Inode numbers are reused, but not the kernel's cache of the old inode."""
     file = mount.path / "file"
     for size in range(1, 301):
         with opened(file, os.O_CREAT | os.O_EXCL | os.O_RDWR) as fd:
@@ -287,7 +287,7 @@ def test_rename_exchange_swaps_files_and_trees(mount: Mount) -> None:
     assert os.stat(mount.path / "file/b").st_size == PAGE
     result = outcome(raw.renameat2, file, mount.path / "nothing", raw.RENAME_EXCHANGE)
     assert result == "ENOENT"
-    # Links count for both ways.
+    # The link counts include both directories.
     assert os.stat(mount.path).st_nlink == 4
 
 
@@ -373,13 +373,13 @@ def test_a_directory_can_be_read_from_where_it_was_left(mount: Mount) -> None:
             assert raw.getdents(fd)[0][0] == names[place + 1]
         os.lseek(fd, entries[-1][1], os.SEEK_SET)
         assert raw.getdents(fd) == []
-        # The place stays good when the names before it go.
+        # The position stays valid when the names before it are removed.
         os.unlink(os.path.join(os.fsencode(mount.path), names[10]))
         os.lseek(fd, entries[20][1], os.SEEK_SET)
         assert raw.getdents(fd)[0][0] == names[21]
         os.lseek(fd, 0, os.SEEK_SET)
         assert raw.getdents(fd)[0][0] == b"."
-        # A name that came since is there after the rewind.
+        # A name that was made meanwhile is there after the rewind.
         os.mknod(mount.path / "new")
         os.lseek(fd, 0, os.SEEK_SET)
         again: list[bytes] = []
@@ -435,7 +435,7 @@ def test_names_are_bytes_up_to_255(mount: Mount) -> None:
 
 
 def test_a_tree_may_be_deep(mount: Mount) -> None:
-    """Deeper than the daemon keeps directories open, and than Python recurses."""
+    """It is deeper than the daemon's cache of directories, and than Python recurses."""
     depth = 400
     with ExitStack() as stack:
         at = stack.enter_context(opened(mount.path, os.O_RDONLY))

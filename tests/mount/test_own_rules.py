@@ -1,4 +1,4 @@
-"""A class of the user's as rules of a mount: its file is code, and is run once."""
+"""A user's class as the rules of a mount: its file is code, which runs once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_file_of_a_class_is_run_once(point: Path, scratch: Path, way: str) -
 def test_an_error_of_a_class_is_reported_in_a_line(
     point: Path, scratch: Path, way: tuple[str, ...], text: str, reason: str
 ) -> None:
-    """By the daemon, and with the same status as if the command had."""
+    """The daemon reports it, with the same status as if the command did."""
     words = ("--control", scratch / "control", "--log", scratch / "log")
     wanted = written(scratch, text)
     message = complaint("mount", *way, *words, "--semantics", wanted, point, status=2)
@@ -68,7 +68,7 @@ def test_a_file_that_ends_the_process_makes_no_mount(
     wanted = written(scratch, f"import os; os._exit({status})")
     words = ("mount", "--control", scratch / "control", "--log", scratch / "log")
     ended = support.cli(*words, "--semantics", wanted, point, status=status or 1)
-    # No message of a daemon that says nothing, but never a success either.
+    # A daemon that says nothing has no message, but it is never a success.
     wanted = "" if status else "inaccfs: the daemon ended before there was a mount\n"
     assert ended.stderr == wanted
     assert not support.is_mounted(point)
@@ -100,7 +100,7 @@ def test_an_interrupt_shows_the_line_of_a_file_that_does_not_end(
 
 
 def test_the_words_of_the_user_reach_the_daemon(point: Path, scratch: Path) -> None:
-    """Written in any way, and in any order."""
+    """They may be written in any form and order."""
     words = ("-o", "fsname=a b", "--size=1m", "--no-guest-access", "-vv", "--")
     with support.background(point, scratch, *words):
         shown = support.run("findmnt", "-n", "-o", "SOURCE,SIZE", point).stdout

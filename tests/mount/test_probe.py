@@ -1,6 +1,6 @@
 """inaccfs probe: on mounts, as a command, and compared with the kernel's guest_memfd.
 
-docs/fidelity.md lists every difference; here it is read, and compared with both.
+docs/fidelity.md lists every difference; these tests compare it with both.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def probe(*arguments: str | Path, status: int | None = 0) -> dict[str, Any]:
 
 
 def outcomes(found: dict[str, Any]) -> dict[str, str]:
-    """By the names of the rows."""
+    """The outcomes by the names of the rows."""
     return {row["name"]: row["outcome"] for row in found["rows"]}
 
 
 def complaint(*arguments: str | Path) -> str:
-    """What the probe says when it cannot be done: one line, and status 2."""
+    """The error message of the probe, which is one line; the status is 2."""
     ran = cli("probe", *arguments, status=2)
     assert ran.stdout == ""
     assert ran.stderr.startswith("inaccfs: ")
@@ -76,7 +76,7 @@ def test_nothing_reaches_a_byte_of_a_mount(mount: Mount) -> None:
         assert "read" not in reaching
     assert results["read"] == results["write"] == "EINVAL"
     assert "hangs" not in results.values()
-    # And the probe has removed its files.
+    # The probe has removed its files.
     assert os.listdir(mount.path) == []
     support.wait_until_unused(mount.path)
     assert mount.status().files == 0
@@ -101,7 +101,7 @@ def assert_v8(found: dict[str, str]) -> None:
 
 
 def test_a_file_of_a_mount_can_be_named_once(mount: Mount) -> None:
-    """Its size is final, so the second time it is a file that is not empty."""
+    """Its size is final, so the second time the file is not empty."""
     file = mount.path / "file"
     file.touch()
     first = outcomes(probe(file))
@@ -124,7 +124,8 @@ def test_a_tmpfs_is_a_memfd_without_seals(memory: Path) -> None:
     assert differing <= {
         # Another file system.
         *("copy_file_range to a memfd", "copy_file_range from a memfd"),
-        # A mount and not the kernel's own, a file that was opened and not made.
+        # It is a mount and not a file system of the kernel; the file was opened by
+        # name.
         *("F_SETFL O_DIRECT", "F_SETLEASE F_WRLCK", "F_GET_SEALS"),
         *(name for name in outcomes(found) if name.startswith("F_ADD_SEALS")),
     }
@@ -252,7 +253,7 @@ def listed(section: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-# What is listed for each mount, by the rules of both.
+# The sections that apply to each mount, by the rules of both.
 SECTIONS: Final = {
     "guest_memfd": ("On every mount", "With the seal"),
     "guest_memfd:mmap": (
@@ -318,10 +319,10 @@ def test_guest_memfd_semantics_differ_only_as_listed(
 
 @support.needs_root
 def test_without_the_seal_they_differ_only_as_listed() -> None:
-    """On a mount of a user; guest_memfd is root's, so privileges differ, too."""
+    """The mount is a user's, the guest_memfd is root's: privileges differ, too."""
     guest_memfd = outcomes(probe("guest_memfd"))
     program = (
-        # What hangs, hangs; that is no reason to wait for long.
+        # A row that hangs is not waited for long.
         "import sys; from inaccfs.probe import children; children.LIMIT = 1\n"
         "from inaccfs.cli import main; sys.exit(main(sys.argv[1:]))"
     )

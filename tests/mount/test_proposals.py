@@ -1,4 +1,4 @@
-"""What the proposals do to a real mount: conversions, freezes, write(2)."""
+"""The proposals on a real mount: conversions, freezes, write(2)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sized(mount: inaccfs.Mount, name: str = "guest") -> int:
 def test_attributes_are_the_inodes_and_outlive_its_opens(
     in_place: inaccfs.Mount,
 ) -> None:
-    """As long as the file is there, by whichever name; a new file begins anew."""
+    """They stay as long as the file, under any name; a new file has its own."""
     os.close(sized(in_place))
     with inaccfs.connect(in_place.control) as client:
         client.file("/guest").set_memory_attributes(2, 3, False)

@@ -1,6 +1,6 @@
-"""The pytest plugin as another project has it: pytest is run on tests of that project.
+"""The pytest plugin as other projects use it: pytest runs tests of such a project.
 
-Each run is a process of its own, and costs a second; so one run has many tests.
+Each run is a separate process and costs a second, so one run has many tests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.fuse
 
 DOCS: Final = Path(__file__).parents[2] / "docs" / "testing-with-inaccfs.md"
 
-# Where the package was installed before it had the entry point.
+# For a package that was installed before it had the entry point.
 LOADED: Final = (
     ()
     if any(point.name == "inaccfs" for point in entry_points(group="pytest11"))
@@ -49,7 +49,7 @@ def report_of(output: str, title: str) -> str:
     return re.split(r"\n(?:_{3,} .* _{3,}|={3,} .* ={3,})\n", rest)[0]
 
 
-# --- what the fixtures give ---------------------------------------------------
+# --- the fixtures -------------------------------------------------------------
 
 
 def test_a_test_has_a_mount_of_its_own_which_ends_with_it(
@@ -244,7 +244,7 @@ def test_a_failed_test_shows_the_log_and_others_do_not(
     )
     assert "(it has logged nothing)" in report_of(output, "_ test_fails_silently")
     assert "daemon's log" not in report_of(output, "_ test_fails_without_a_mount")
-    # The console has the log of none that has passed.
+    # The console has no log of a test that has passed.
     assert output.count("daemon's log") == 4
 
 
@@ -290,7 +290,7 @@ def test_a_daemon_that_ends_badly_fails_the_test(pytester: pytest.Pytester) -> N
         assert "daemon's log" in report
 
 
-# Breaks daemons as bugs would; which one is in an option that does no harm.
+# Breaks daemons as bugs would; a harmless option says which daemon.
 BROKEN: Final = """
 import sys
 
@@ -464,7 +464,7 @@ def test_without_a_device_tests_are_skipped_with_the_reason(
 def test_without_the_capability_tests_are_skipped_with_the_reason(
     pytester: pytest.Pytester,
 ) -> None:
-    """As root of a container is."""
+    """Root of a container lacks it, for example."""
     pytester.makepyfile("def test_skipped(inaccfs_shim): pass")
     less = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
     result = support.run(*less, *pytest_command(pytester.path))

@@ -46,7 +46,7 @@ def guest(mount: inaccfs.Mount) -> Path:
 
 
 def typed(mount: inaccfs.Mount, text: str, *options: str) -> Any:
-    """Give `inaccfs qmp` lines to carry out."""
+    """Give `inaccfs qmp` lines to execute."""
     return subprocess.run(
         inaccfs_command("qmp", *options, mount.path),
         input=text,
@@ -116,7 +116,7 @@ def test_a_file_by_its_fd(mount: inaccfs.Mount, guest: Path) -> None:
 def test_an_error_is_reported_in_one_line(
     mount: inaccfs.Mount, words: list[str], said: str
 ) -> None:
-    # What the daemon, or the kernel, has refused had words that were right.
+    # If the daemon, or the kernel, refuses a call, the command line was right.
     status = 1 if re.match(r"/|[a-z-]+: E[A-Z]{3}", said) else 2
     assert said in complaint("qmp", mount.path, *words, status=status)
 
@@ -213,7 +213,7 @@ def test_events_are_printed_and_answered_by_hand(
             assert output["event"] == "INVALIDATE"
             data = output["data"]
             assert (data["notifier"], data["start"], data["end"]) == (1, 1, 3)
-            # A command that waits for the punch does not hold up the answer.
+            # A command that waits for the punch does not delay the answer.
             say(process, "register-notifier file=/guest0")
             assert punch.poll() is None
             say(process, f"invalidate-done notifier=1 sequence={data['sequence']}")
@@ -251,9 +251,9 @@ def test_watch_answers_until_the_daemon_ends() -> None:
 def test_watch_answers_every_event_that_wants_an_answer(
     semantics: str, watched: str, events: list[str]
 ) -> None:
-    """An allocation or a punch would wait for the ack timeout, and evict the watcher.
+    """Otherwise a call would wait for the ack timeout, and evict the watcher.
 
-    The log is checked: it would say so.
+    The log, which is checked, would say so.
     """
     words = [watched, "file=/guest0"] + ["start=0", "end=4"] * (watched == "bind")
     with support.mounted(semantics=semantics) as mount:
@@ -298,7 +298,7 @@ def test_a_terminal_gets_a_prompt(mount: inaccfs.Mount) -> None:
 
 
 def until(fd: int, end: bytes) -> bytes:
-    """Read until what was read ends so."""
+    """Read until the text ends with *end*."""
     output = b""
     while not output.endswith(end):
         assert support.wait_readable(fd), output

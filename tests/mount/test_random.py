@@ -50,7 +50,7 @@ bytes_ = st.one_of(
 
 @dataclass
 class ModelFile:
-    """What v8's shim over a shmem file knows of one file."""
+    """The state of one file in v8's shim over a shmem file."""
 
     size: int = 0
     pages: set[int] = field(default_factory=set)
@@ -76,7 +76,7 @@ class Model:
         if size % PAGE:
             return "EINVAL"
         if size == 0:
-            # shmem_setattr(): not larger than before, so all pages past it go.
+            # shmem_setattr(): the size does not grow, so all pages past it are freed.
             file.pages.clear()
         file.size = size
         return "ok"
@@ -108,7 +108,7 @@ class Model:
 
 
 def do(root: Path, operation: str, name: str, *arguments: Any) -> None:
-    """The system call that a method of `Model` stands for."""
+    """The system call of a method of `Model`."""
     path = root / name
     match operation:
         case "create":
@@ -160,7 +160,7 @@ def test_sizes_and_allocated_pages_are_those_of_the_model(mount: Mount) -> None:
                 assert found.st_blocks * 512 == len(file.pages) * PAGE
         assert sorted(os.listdir(mount.path)) == sorted(model.files)
         pages = sum(len(file.pages) for file in model.files.values())
-        # What has been replaced or removed goes with its FORGET.
+        # Replaced and removed files are freed after their FORGET.
         support.ask_until(lambda: used(mount.path) == pages * PAGE)
 
     check()

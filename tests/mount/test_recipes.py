@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.fuse]
 
 PAGE: Final = (TOP / "docs" / "recipes.md").read_text()
 
-# What each prints at its end.
+# The end of each block's output.
 ENDS: Final = (
     "cat has failed, as it should\n",
     "1 file on private tmpfs\n",

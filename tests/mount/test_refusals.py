@@ -1,7 +1,8 @@
-"""What v8's file cannot do: it has fallocate and release, and nothing else.
+"""The calls that v8's file refuses: it has fallocate and release only.
 
-The errnos are those of a file whose operations lack the others (history.md, section
-0), but for what FUSE answers itself; `pread` and `lseek` differ with the seal.
+The errnos are those of a file without the other operations (section 0 of our notes on
+the history), except where FUSE answers itself; `pread` and `lseek` differ with the
+seal.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def file(mount: Mount) -> Iterator[Path]:
 
 
 def refused(mount: Mount) -> tuple[str, ...]:
-    """What a positioned access may say: ESPIPE unless the file is sealed."""
+    """The errno of a positioned access: ESPIPE unless the file is sealed."""
     return ("EINVAL",) if mount.status().sealed else ("EINVAL", "ESPIPE")
 
 
@@ -60,7 +61,7 @@ def test_reading_is_refused(mount: Mount, file: Path) -> None:
         assert outcome(os.readv, fd, [page]) == "EINVAL"
         assert outcome(os.pread, fd, PAGE, 0) in refused(mount)
         assert outcome(os.preadv, fd, [page], 0) in refused(mount)
-        # Where nothing is allocated, and past the end.
+        # In a hole, and past the end.
         assert outcome(os.pread, fd, PAGE, 3 * PAGE) in refused(mount)
         assert outcome(os.pread, fd, PAGE, 64 * PAGE) in refused(mount)
     assert page == bytes(PAGE)
@@ -161,7 +162,7 @@ def test_no_mapping_can_be_made(mount: Mount, file: Path) -> None:
                         and share == mmap.MAP_SHARED
                         and protection & mmap.PROT_WRITE
                     ):
-                        # The kernel asks this before it asks the file.
+                        # The kernel checks this before it calls the file.
                         wanted = "EACCES"
                     result = outcome(mmap.mmap, fd, PAGE, flags=share, prot=protection)
                     assert result == wanted, (flags, protection, share)
@@ -232,7 +233,7 @@ def test_an_open_file_does_not_become_o_direct(mount: Mount, file: Path) -> None
     with opened(file) as fd:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         fcntl_told = outcome(fcntl.fcntl, fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-        # The kernel may take the flag; what comes of it must stay the same.
+        # The kernel may accept the flag; the outcomes must stay the same.
         assert fcntl_told in ("ok", "EINVAL")
         assert outcome(os.read, fd, PAGE) == "EINVAL"
         assert outcome(os.write, fd, bytes(PAGE)) == "EINVAL"

@@ -103,7 +103,7 @@ def test_an_unaligned_punch_is_refused_and_frees_nothing(mount: Mount) -> None:
 
 
 def test_the_modes_are_answered_as_by_a_tmpfs(mount: Mount, memory: Path) -> None:
-    """None fails with ENOSYS, after which the kernel would refuse every later call."""
+    """No mode is ENOSYS, after which the kernel would refuse every later call."""
     file, plain = mount.path / "file", memory / "file"
     modes = [*range(0x80), 0x100, 1 << 30]
     with (
@@ -125,7 +125,7 @@ def test_the_modes_are_answered_as_by_a_tmpfs(mount: Mount, memory: Path) -> Non
         ):
             assert outcome(raw.fallocate, fd, mode, 0, PAGE) == "EOPNOTSUPP", hex(mode)
 
-        # Of use as before, here and in the next file.
+        # Calls with other modes still work.
         raw.fallocate(fd, 0, 0, 3 * PAGE)
         assert allocated(fd) == 3 * PAGE
     run("fallocate", "-l", PAGE, new_file(mount.path / "next"))
@@ -177,7 +177,7 @@ def test_a_full_backing_says_enospc_and_keeps_the_file(quick: bool) -> None:
         assert allocated(second) == 0
         assert os.stat(second).st_size == 0
         assert allocated(first) == taken
-        # To the last page, and again after room was made.
+        # Up to the last page, and again after pages were freed.
         run("fallocate", "-l", 16 * MIB - taken, second)
         assert os.statvfs(mount.path).f_bfree == 0
         os.unlink(first)
@@ -185,7 +185,7 @@ def test_a_full_backing_says_enospc_and_keeps_the_file(quick: bool) -> None:
 
 
 def test_long_ranges_obey_the_rules_of_short_ones(mount: Mount) -> None:
-    """They are dealt with in a thread and not in the loop."""
+    """They are allocated in a thread and not in the loop."""
     with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
         raw.fallocate(fd, 0, 0, 64 * MIB)
         assert os.fstat(fd).st_size == allocated(fd) == 64 * MIB
@@ -241,7 +241,7 @@ def test_an_unaligned_size_is_refused_and_may_be_tried_again(mount: Mount) -> No
         assert outcome(os.truncate, file, size) == "EINVAL"
     assert os.stat(file).st_size == 0
     os.truncate(file, PAGE)
-    # Once there is a size, that is what is asked first.
+    # If there is a size, it is checked first.
     assert outcome(os.truncate, file, PAGE + 1) == "EPERM"
 
 
@@ -267,7 +267,7 @@ def test_ftruncate_obeys_the_same_rules(mount: Mount) -> None:
         assert outcome(os.ftruncate, fd, 4 * PAGE) == "EPERM"
         assert outcome(os.ftruncate, fd, 4 * PAGE + 1) == "EPERM"
 
-        # And so when the name is removed.
+        # The same is true after the name is removed.
         os.unlink(mount.path / "file")
         assert outcome(os.ftruncate, fd, 0) == "EPERM"
         assert os.fstat(fd).st_size == 4 * PAGE
@@ -284,7 +284,7 @@ def test_o_trunc_is_a_truncation_and_a_refused_one_opens_nothing(mount: Mount) -
     assert os.strerror(errno.EPERM) in ran.stderr
     assert os.stat(file).st_size == PAGE
     assert allocated(file) == PAGE
-    # What was refused holds nothing: with the name goes the memory.
+    # The refused calls keep nothing: the memory is freed with the name.
     os.unlink(file)
     support.wait_until_unused(mount.path)
 

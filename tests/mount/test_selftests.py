@@ -1,6 +1,6 @@
-"""What the kernel's selftests assert of the file itself, on a mount of v8's rules.
+"""The assertions of the kernel's selftests about the file itself, on a mount under v8.
 
-What they assert of KVM is in test_kvm_selftests.py. Sources, below
+test_kvm_selftests.py has their assertions about KVM. The sources, below
 tools/testing/selftests:
 
 - M: vm/memfd_restricted.c, googleprodkernel/linux-cc @24dd1257d5c9
@@ -9,7 +9,7 @@ tools/testing/selftests:
 - K: additions to the KVM selftests for memfd_restricted, linux-api archive @0a9b7c676,
   @caae2f5f7, @8e674e64e
 
-These have no meaning for v8, or another one:
+The following have no meaning for v8, or another meaning:
 
 =  ======================================  =============================================
 G  fallocate at and past the size fails    v8 passes plain allocations to shmem, which

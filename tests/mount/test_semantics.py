@@ -26,10 +26,10 @@ pytestmark = pytest.mark.fuse
 
 PUNCH = PUNCH_HOLE | KEEP_SIZE
 SIZE = 16 * PAGE
-# A call of so much is not dealt with in the loop.
+# A call of this length is not executed in the loop.
 LONG = 8 * MIB
 
-# What was proposed after Linux 6.18 has tests of its own: test_proposals.py.
+# test_proposals.py tests the proposals after Linux 6.18.
 NAMES = tuple(
     version.name for version in VERSIONS if version.__module__ == versions.__name__
 )
@@ -52,10 +52,10 @@ class Guest:
     def fallocate(
         self, mode: int, offset: int, length: int, *events: Event, blocks: str = ""
     ) -> str:
-        """The outcome; meanwhile exactly *events* must be sent.
+        """Return the outcome; meanwhile exactly *events* must be sent.
 
-        *blocks* has a letter for each event: whether the memory that a punch takes is
-        (t)here then, or (g)one.
+        *blocks* has a letter for each event: "t" if the punched memory is still there
+        at the event, "g" if it has been freed.
         """
         before = allocated(self.fd)
         call = self.pool.submit(outcome, raw.fallocate, self.fd, mode, offset, length)
@@ -67,7 +67,7 @@ class Guest:
             assert not call.done()
             assert self.shim.done(event) == {}
         result = call.result(PATIENCE)
-        # Events come before the answer to what was asked after them.
+        # Events come before the reply to a later command.
         self.shim.do("query-version")
         assert self.shim.events == []
         return result
@@ -75,7 +75,7 @@ class Guest:
 
 @contextmanager
 def guest(mount: inaccfs.Mount, name: str, size: int = SIZE) -> Iterator[Guest]:
-    """A guest's file of *size* bytes, registered for or bound as the version has it."""
+    """A guest's file of *size* bytes, registered or bound, as in the version."""
     with (
         opened(mount.path / "guest", os.O_RDWR | os.O_CREAT) as fd,
         peer(mount.control) as shim,
@@ -87,7 +87,7 @@ def guest(mount: inaccfs.Mount, name: str, size: int = SIZE) -> Iterator[Guest]:
 
 
 def register(shim: Peer, name: str, pages: int) -> int:
-    """A notifier of /guest, whichever way there is; its number."""
+    """Register or bind a notifier of /guest; return its number."""
     if name in BY_RANGE:
         made = shim.do("bind", file="/guest", start=0, end=pages)
     else:
@@ -161,13 +161,13 @@ def events_of(name: str, kind: str, start: int, end: int) -> list[Event]:
     return [(event, start * unit, end * unit) for event in events[kind]]
 
 
-# Whether what a punch takes is there when its events come.
+# Whether the punched memory is there at each event.
 BLOCKS = {"v7": "t", "v8": "g", "v8-as-posted": "g"}
 
 
 @each_version
 def test_the_events_that_a_peer_gets(name: str) -> None:
-    """In pages or bytes, before or after or both, of failures or not."""
+    """Versions differ in units, in the order, and in events for failures."""
     with (
         support.mounted(semantics=name, size="1m") as mount,
         guest(mount, name, 64 * MIB) as it,
@@ -208,7 +208,7 @@ def test_a_peer_without_pages_in_the_range_gets_events_by_file_only(name: str) -
 def test_bindings_get_the_whole_range_or_their_part(name: str) -> None:
     clipped = name == "guest_memfd"
     with support.mounted(semantics=name) as mount, guest(mount, name) as it:
-        # Another peer, so that each hears of its own.
+        # Another peer, so that each gets its own events.
         it.shim.do("unbind", notifier=1)
         with peer(mount.control) as other:
             mine = it.shim.do("bind", file="/guest", start=0, end=4)["notifier"]
@@ -227,7 +227,7 @@ def test_bindings_get_the_whole_range_or_their_part(name: str) -> None:
             assert call.result(PATIENCE) == "ok"
             # Past both there is no event.
             assert it.fallocate(PUNCH, 8 * PAGE, PAGE) == "ok"
-            # And a peer that unbinds gets no more events.
+            # A peer that unbinds gets no more events.
             other.do("unbind", notifier=yours)
             assert it.fallocate(PUNCH, 4 * PAGE, PAGE) == "ok"
 
@@ -239,7 +239,7 @@ def test_populate_is_sent_for_every_allocation_that_succeeds() -> None:
             events = ("POPULATE", start, end)
             offset, length = start * PAGE, (end - start) * PAGE
             assert it.fallocate(mode, offset, length, events) == "ok"
-        # Also where it is no whole pages.
+        # This is so for parts of pages, too.
         assert it.fallocate(KEEP_SIZE, 100, PAGE, ("POPULATE", 0, 2)) == "ok"
         assert it.fallocate(ZERO_RANGE | KEEP_SIZE, 0, PAGE) == "EOPNOTSUPP"
 
@@ -253,7 +253,7 @@ def test_a_locked_page_holds_up_its_punch_and_no_other_call() -> None:
                 refusal = shim.do("get-pfn", file="/guest", offset=3)
                 assert refusal.startswith("EAGAIN: of the pages 3 to 4 some are locked")
             call = it.pool.submit(outcome, raw.punch, it.fd, 0, 4 * PAGE)
-            # Its order is before, so no event is sent as long as the page is locked.
+            # Its order is "before", and no event is sent as long as the page is locked.
             support.ask_until(lambda: other.do("query-stats")["punches"] == 2)
             assert (it.shim.events, call.done()) == ([], False)
             assert it.shim.do("put-pfn", file="/guest", pfn=pfn) == {}
@@ -298,7 +298,7 @@ def test_the_commands_of_each_version(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["v10", "bind", "guest_memfd"])
 def test_poison(name: str) -> None:
-    """get-pfn is EHWPOISON until the page is punched, and then it is another page."""
+    """get-pfn is EHWPOISON until the punch; the new page is good."""
     with support.mounted(semantics=name) as mount, guest(mount, name) as it:
         shim = it.shim
         assert "pfn" in shim.do("get-pfn", file="/guest", offset=3)
@@ -324,7 +324,7 @@ def test_poison(name: str) -> None:
 
 
 def test_a_poisoned_frame_never_comes_back() -> None:
-    """After a punch, or when its file is deleted; and a hole cannot be poisoned."""
+    """It stays unused after a punch or a delete. A hole has no frame to poison."""
     with (
         support.mounted(
             semantics="v10", pfn_source="simulated", options="simulated-memory=64k"
@@ -339,7 +339,7 @@ def test_a_poisoned_frame_never_comes_back() -> None:
             return {one["pfn"] + at for one in got for at in range(one["count"])}
 
         def poisoned() -> int:
-            """The frame of the first page of /guest, which fails."""
+            """Poison the first page of /guest; return its frame."""
             refusal = shim.do("memory-failure", file="/guest", offset=0)
             assert refusal.startswith("ENXIO: ")
             (bad,) = pfns("/guest", 1)
@@ -383,7 +383,7 @@ def test_a_page_that_is_not_bound_is_not_got(name: str, errno: str) -> None:
 
 
 def mine(directory: Path, body: str, base: str = "V8") -> str:
-    """A file with a class Mine, as --semantics has it."""
+    """A file with a class Mine, in the form of --semantics."""
     path = directory / "mine.py"
     path.write_text(
         "import errno\nfrom inaccfs.semantics import *\n\n"
@@ -409,7 +409,7 @@ def buggy(directory: Path, what: str) -> Iterator[inaccfs.Mount]:
             super().check_size(current, new, page_size)
         """,
     )
-    # Its log is expected to complain.
+    # Its log has errors on purpose.
     with inaccfs.mounted(semantics=wanted) as mount:
         yield mount
     assert mount.process.returncode == 0
@@ -429,7 +429,7 @@ def buggy(directory: Path, what: str) -> Iterator[inaccfs.Mount]:
     ],
 )
 def test_a_bug_in_a_rule_costs_one_call(scratch: Path, what: str) -> None:
-    """EIO to that call, a traceback in the log, and the mount lives."""
+    """That call gets EIO, the log a traceback, and the mount goes on."""
     with buggy(scratch, what) as mount:
         path = mount.path / "guest"
         with (
@@ -448,7 +448,7 @@ def test_a_bug_in_a_rule_costs_one_call(scratch: Path, what: str) -> None:
             assert [pool.submit(call).result(PATIENCE) for call in calls] == [
                 "EIO"
             ] * len(calls)
-            # Also where there would be an event.
+            # This is so with a notifier, too.
             shim.do("register-notifier", file="/guest")
             for call in calls[2:]:
                 assert pool.submit(call).result(PATIENCE) == "EIO"
@@ -456,13 +456,13 @@ def test_a_bug_in_a_rule_costs_one_call(scratch: Path, what: str) -> None:
             assert refusal.startswith("EIO: a bug")
             assert shim.do("unregister-notifier", notifier=1) == {}
 
-            # Nothing has come of it, and all else goes on.
+            # The call has had no effect, and everything else works.
             assert (os.fstat(fd).st_size, allocated(fd)) == (0, 0)
             os.ftruncate(fd, SIZE)
             raw.fallocate(fd, KEEP_SIZE, 0, 2 * PAGE)
             raw.punch(fd, 0, PAGE)
             assert outcome(raw.punch, fd, 1, PAGE) == "EINVAL"
-            # No rule of this kind is asked here.
+            # No rule is called here.
             assert "pfn" in shim.do("get-pfn", file="/guest", offset=13)
         log = mount.log.read_text()
     bugs = 2 * len(calls) - 2 + 1
@@ -471,7 +471,7 @@ def test_a_bug_in_a_rule_costs_one_call(scratch: Path, what: str) -> None:
 
 
 def test_a_plan_is_not_asked_by_a_peer(scratch: Path) -> None:
-    """From a path that is not UTF-8, too."""
+    """This is so for a path that is not UTF-8, too."""
     body = """
     _asked = 0
 
@@ -492,7 +492,7 @@ def test_a_plan_is_not_asked_by_a_peer(scratch: Path) -> None:
 
 
 def test_v8_but_before(scratch: Path) -> None:
-    """The example of the docs: a rule is changed, and tools see what it does."""
+    """The example of the docs: tools see the effect of the changed rule."""
     wanted = mine(scratch, 'order = "before"')
     with support.mounted(semantics=wanted) as mount, guest(mount, "v8") as it:
         assert it.shim.do("query-semantics")["name"] == "Mine"
@@ -504,7 +504,7 @@ def test_v8_but_before(scratch: Path) -> None:
 
 
 def test_a_size_that_is_free(scratch: Path) -> None:
-    """A rule that no version has: to shrink is to punch."""
+    """A rule that no version has: a truncation that shrinks the file is a punch."""
     wanted = mine(scratch, 'size = "free"')
     with support.mounted(semantics=wanted) as mount, guest(mount, "v8") as it:
         it.fallocate(KEEP_SIZE, 0, SIZE, ("INVALIDATE", 0, 16))
@@ -533,7 +533,7 @@ def test_holes_that_are_not_filled(scratch: Path) -> None:
         assert allocated(it.fd) == 4 * PAGE
 
 
-# --- what is wrong with the words -----------------------------------------------
+# --- wrong options --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -557,7 +557,7 @@ def test_holes_that_are_not_filled(scratch: Path) -> None:
 def test_wrong_semantics_are_reported_before_there_is_a_mount(
     scratch: Path, point: Path, way: str, stays: bool, body: str | None, words: str
 ) -> None:
-    """One line, and status 2."""
+    """The error is one line, with status 2."""
     wanted = "v88" if body is None else mine(scratch, body)
     option = [way, wanted if way == "--semantics" else f"semantics={wanted}"]
     foreground = ["--foreground"] if stays else []
@@ -585,7 +585,7 @@ def test_mounted_says_what_is_wrong_with_them() -> None:
 def test_a_daemon_in_the_background_finds_a_relative_path(
     scratch: Path, point: Path, way: str
 ) -> None:
-    """From where the user is, though the daemon is in / later."""
+    """The path is relative to the user's directory, though the daemon's is / later."""
     mine(scratch, 'order = "before"')
     wanted = "./mine.py:Mine"
     words = (

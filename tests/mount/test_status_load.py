@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.fuse, support.needs_root]
 
 ASKERS = 60
 
-# A daemon whose walks wait until there is a file.
+# A daemon whose walks wait until a file exists.
 HELD = """
     import os, sys, time
     from inaccfs.cli import main
@@ -49,7 +49,7 @@ HELD = """
 
 @contextmanager
 def held_daemon(point: Path, scratch: Path) -> Iterator[Path]:
-    """A mount of a directory whose walks stop midway; and its control socket."""
+    """A mount of a directory, whose walks stop midway, and its control socket."""
     script, control = scratch / "held.py", scratch / "control"
     script.write_text(textwrap.dedent(HELD))
     ready_read, ready_write = os.pipe()
@@ -94,21 +94,21 @@ def test_no_caller_waits_for_requests_of_the_status(point: Path, scratch: Path) 
         ]
         try:
             support.ask_until(begun.exists)
-            # What takes a thread each: to allocate, to punch, to fetch and to close.
+            # Operations that take a thread each: allocate, punch, fetch and close.
             with opened(path) as fd, peer(control) as other:
                 raw.fallocate(fd, 0, 0, 16 * MIB)
                 other.do("get-pfn", file="/file", offset=0, count=4096)
                 raw.fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, 8 * MIB)
                 path.unlink()
             support.wait_until_unused(point)
-            # And what goes the way that the askers went.
+            # Requests that are relayed, like those of the callers that wait.
             new_file(point / "other", PAGE).chmod(0o640)
             assert not any(answer.done() for answer in answers)
         finally:
             let_go.touch()
         assert asker.answer()["return"]["files"] == 1
         done, _ = wait(answers, PATIENCE)
-        # None of them looked before the new file was there.
+        # Each walk began after the new file was made.
         found = {status.decode(answer.result()).files for answer in done}
         assert found == {1}
         assert len(done) == ASKERS

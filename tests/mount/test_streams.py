@@ -1,6 +1,6 @@
 """Every command with standard streams that are closed, full, or without a reader.
 
-It ends, with the status that it would have otherwise, and without a traceback.
+The command ends with its usual status, and without a traceback.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.fuse
 
 GONE: Final = "d=$(mktemp -d); cd $d; rmdir $d; "
 
-# What a shell does before it runs a command, the redirections, and whether what is
-# printed is lost so that the command knows.
+# What a shell does before it runs a command, the redirections, and whether the command
+# notices that its output is lost.
 STATES: Final = {
     "in closed": ("", "<&-", False),
     "out closed": ("", ">&-", False),
@@ -54,7 +54,7 @@ def start(words: list[str], state: str) -> subprocess.Popen[str]:
     try:
         return subprocess.Popen(
             [
-                # Not sh(1), for some of which fd 10 is none.
+                # Not sh(1), because some shells cannot redirect fd 10.
                 *("bash", "-c", f'broken={writer}; {before}exec "$@" {redirections}'),
                 *("bash", *inaccfs_command(*words)),
             ],
@@ -69,7 +69,7 @@ def start(words: list[str], state: str) -> subprocess.Popen[str]:
         os.close(writer)
 
 
-# With the status that it ends with, and that when its output is lost.
+# By command: its status, and its status if its output is lost.
 COMMANDS: Final = [
     ("--version", 0, 1),
     ("--help", 0, 1),
@@ -91,7 +91,7 @@ COMMANDS: Final = [
     ("kvm stress --seconds 0.1 --vcpus 1 MOUNT", 0, 1),
     ("kvm run --mount MOUNT SCRIPT", 0, 1),
     ("kvm run /nowhere", 1, 1),
-    # Where 1 would say that there are differences.
+    # For this command 1 means that there are differences.
     ("probe MOUNT/file", 0, 2),
     ("probe --json memfd", 0, 2),
     ("experiment", 0, 1),
@@ -156,7 +156,7 @@ def test_all_mounts_are_shown_with_any_kind_of_streams() -> None:
 def test_a_mount_is_made_and_undone_with_any_kind_of_streams(
     point: Path, scratch: Path, state: str
 ) -> None:
-    """If closed, the pipe for readiness would get their numbers, and nothing came."""
+    """If they are closed, the pipe for readiness would get their numbers."""
     log = scratch / "log"
     options = ["--size=4m", f"--log={log}", f"--control={scratch}/c"]
     with start(["mount", *options, str(point)], state) as process:
@@ -208,7 +208,7 @@ def test_a_relative_path_in_a_removed_directory_is_reported() -> None:
     assert err.count("\n") == 1
 
 
-# --- names that a terminal would obey ---------------------------------------------
+# --- names with control characters ------------------------------------------------
 
 
 EVIL: Final = "a\x1b[31m\x9b2Jb\nc\u202e"
@@ -221,7 +221,7 @@ def test_names_reach_no_terminal_as_they_are(scratch: Path) -> None:
         new_file(mount.path / EVIL)
         said = [
             cli("status", point),
-            # Mounts of others may be stopped.
+            # Mounts of other tests may be stopped.
             support.run(*inaccfs_command("status"), status=None),
             support.run(*inaccfs_command("status", "--json"), status=None),
             support.run(*inaccfs_command("mount", point), status=1),

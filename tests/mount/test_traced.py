@@ -1,4 +1,4 @@
-"""A daemon that is traced from its start on: by its owner with a warning, else not."""
+"""A daemon that is traced from its start: its owner gets a warning, others an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.fuse
 
 STRANGER = 12345
 
-# Starts a command, traces it from the first, and becomes another user before it runs.
+# Starts a command, traces it from its start, and becomes another user before it runs.
 TRACER = """
 import ctypes, os, sys
 
@@ -113,7 +113,7 @@ def test_another_users_tracer_is_refused(point: Path, scratch: Path) -> None:
 
 @support.needs_root
 def test_roots_tracer_is_not(point: Path, scratch: Path) -> None:
-    """What refuses the other one is not that it is traced."""
+    """So the other mount is not refused because it is traced at all."""
     missing = foreground(scratch / "missing", scratch)
     ran = run(sys.executable, "-c", TRACER, 0, *missing, status=1)
     assert "does not exist" in ran.stderr

@@ -70,7 +70,7 @@ def tracing(
 
 
 def invalidate(mount: Mount) -> None:
-    """A punch that one notifier is told of, and a read that is refused."""
+    """A punch with an event to one notifier, and a refused read."""
     path = new_file(mount.path / "guest", 16 * PAGE)
     with (
         inaccfs.connect(mount.path) as shim,
@@ -169,7 +169,7 @@ def test_it_ends_with_the_reader_of_its_output(mount: Mount) -> None:
         assert tracer.stdout is not None
         tracer.stdout.close()
         tracer.stdout = None
-        # Nothing happens that would be printed.
+        # No call is made that would be printed.
         assert tracer.wait(PATIENCE) == 0
 
 
@@ -202,7 +202,7 @@ def test_a_disk_that_gets_full_is_one_line(mount: Mount, tmp_path: Path) -> None
 
 
 def test_who_does_not_read_keeps_nobody_waiting(mount: Mount, tmp_path: Path) -> None:
-    """Neither the caller of fallocate(2) nor the notifiers, and it is not evicted."""
+    """Neither fallocate(2) nor the notifiers wait; the peer is not evicted."""
     connection, conversation = wire.dial(wire.find_socket(mount.path))
     with connection, opened(new_file(mount.path / "f", PAGE)) as fd:
         call = conversation.start(Request(TraceStart(), lambda _: None))
@@ -213,7 +213,7 @@ def test_who_does_not_read_keeps_nobody_waiting(mount: Mount, tmp_path: Path) ->
             fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, PAGE)
         with inaccfs.connect(mount.path) as shim:
             assert shim.query_stats().fallocates >= 30_000
-        # What had room is still there to be read.
+        # The records that had room can still be read.
         connection.settimeout(PATIENCE)
         assert b"TRACE" in connection.recv(1 << 16)
         connection.shutdown(socket.SHUT_RDWR)
@@ -259,7 +259,7 @@ def test_a_trace_from_the_start_survives_the_daemon(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
     with doomed_with(f"trace={file}") as mount:
         new_file(mount.path / "f", PAGE)
-        # The recorder has got it.
+        # The recorder has received the call.
         while b"truncate" not in file.read_bytes():
             os.sched_yield()
         recorder = children(mount.process.pid, "inaccfs.tracing.recorder")
@@ -311,7 +311,7 @@ def test_a_trace_that_cannot_be_written_is_no_mount(tmp_path: Path) -> None:
     )
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    # Nobody reads it.
+    # No process reads it.
     assert "cannot write the trace" in complaint("mount", mountpoint, "--trace", fifo)
 
 

@@ -1,4 +1,4 @@
-"""docs/tutorial.md: its commands, in one shell, say what the page says."""
+"""docs/tutorial.md: its commands, in one shell, print what the page shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.fuse, support.needs_root]
 
 TEXT: Final = (TOP / "docs" / "tutorial.md").read_text()
 
-# Printed before each command, so that its output can be told from that of the next.
+# Printed before each command, to separate the outputs of the commands.
 _MARK: Final = "--- next ---\n"
 
 
@@ -62,7 +62,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_explore_finds(tmp_path: Path) -> None:
-    """One search finds something, the other nothing."""
+    """One search finds an error, the other none."""
     (tmp_path / "bracket.py").write_text(
         next(c for c, _ in commands() if "bracket.py" in c)
         .split("\n", 1)[1]

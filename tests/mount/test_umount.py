@@ -53,7 +53,7 @@ GONE = ("ENOTCONN", "ECONNABORTED")
 
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A daemon that is stopped in a test is known not to answer."""
+    """Shorten the time after which a stopped daemon counts as not answering."""
     monkeypatch.setattr(finding, "DAEMON_SECONDS", 1.0)
 
 
@@ -152,7 +152,7 @@ def test_a_stopped_daemon_that_stays_is_reported_with_its_pid(
 def test_with_fusectl_the_connection_is_aborted_by_it(
     point: Path, scratch: Path
 ) -> None:
-    """The switch is the mount's owner's."""
+    """The mount's owner may write to the file `abort`."""
     connections = scratch / "connections"
     connections.mkdir()
     with support.mounted(point) as mount:
@@ -203,7 +203,7 @@ def test_a_mount_that_another_process_unmounts_just_then_is_unmounted(
     with support.doomed(point) as mount:
         found = finding.find(str(point))
         support.kill(mount)
-        # Other tests may do it as well: those in which a mount fails as a user.
+        # Other tests, in which a mount fails as a user, may unmount it first.
         with suppress(OSError):
             mountcalls.umount(str(point), mountcalls.MNT_DETACH)
         monkeypatch.setattr(os, "geteuid", lambda: uid)
@@ -227,7 +227,7 @@ def test_umount_returns_though_its_question_hangs(
 def test_a_connection_without_a_reader_is_aborted(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after SIGKILL, when a thread of the daemon hangs and keeps /dev/fuse open."""
+    """After SIGKILL this happens if a thread hangs and keeps /dev/fuse open."""
     monkeypatch.setattr(finding, "DAEMON_SECONDS", 0.5)
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
@@ -268,7 +268,7 @@ def test_umount_of_one_of_two_says_where_the_other_is(
         run("mount", "--bind", point, copy)
         assert f"because the mount has copies: {copy}\n" in umount(point)
         assert os.listdir(copy) == []
-        # The last of them takes the daemon along.
+        # The daemon ends with the last of them.
         daemon = os.pidfd_open(pid)
         try:
             assert cli("umount", copy).stderr == ""
@@ -304,7 +304,7 @@ def test_umount_says_that_another_namespace_has_a_copy(
 def test_umount_inside_a_container_that_does_not_see_the_daemon(
     point: Path, scratch: Path
 ) -> None:
-    """Its pid is another process's there, and its socket is not reached."""
+    """There its pid belongs to another process, and its socket cannot be reached."""
     hide = f"mkdir {quoted(scratch / 'e')}"
     with support.mounted(point) as mount:
         sockets = quoted(mount.control.parent)
@@ -337,7 +337,7 @@ def test_mounted_ends_its_daemon_in_spite_of_copies(scratch: Path, where: str) -
 
 
 def test_mounted_leaves_mounts_that_others_make_in_its_place(point: Path) -> None:
-    """Even if it is given the numbers of the mount that was there."""
+    """This is so even if such a mount gets the numbers of the earlier mount."""
     with inaccfs.mounted(point) as mount:
         run("umount", point)
         assert mount.process.wait(PATIENCE) == 0
@@ -348,7 +348,7 @@ def test_mounted_leaves_mounts_that_others_make_in_its_place(point: Path) -> Non
 
 
 def test_a_mount_with_reused_numbers_is_another() -> None:
-    """Also while the daemon is there, and if the other mount is dead or covered."""
+    """This is so while the daemon runs, and if the other mount is dead or covered."""
     with support.mounted() as mount:
         found = finding.find(str(mount.path))
         own = OwnMount(found)
@@ -356,7 +356,7 @@ def test_a_mount_with_reused_numbers_is_another() -> None:
         with support.mounted() as other:
             where = finding.find(str(other.path))
             stale = OwnMount(where)
-        # As if `found` had been given them.
+        # As if `found` had got its numbers.
         stale._mount = found  # type: ignore[misc]
         assert stale.find() is None
         run("mount", "-t", "tmpfs", "none", mount.path)
@@ -548,7 +548,7 @@ def test_a_mount_inside_the_mount_is_named(mount: Mount) -> None:
     assert f"is busy: umount {nested}, which is mounted in it" in complaint(
         "umount", mount.path
     )
-    # And mounted() takes both.
+    # mounted() unmounts both.
 
 
 def test_a_mount_that_is_covered_is_reported(mount: Mount) -> None:

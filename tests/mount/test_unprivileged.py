@@ -1,7 +1,7 @@
 """A mount of a user without privileges: through fusermount3, and without the seal.
 
-Each test has a mount namespace of its own with a /dev/fuse that all users may open,
-and runs inaccfs in it as uid 65534.
+Each test has its own mount namespace, with a /dev/fuse that all users may open, and
+runs inaccfs there as uid 65534.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Nobody:
     ) -> None:
         self.namespace = namespace
         self.home = home
-        # Where the file system that the user sees begins.
+        # The root directory of the user's processes.
         self._root = root
         self.point = home / "mnt"
         self.runtime = home / "run"
@@ -58,7 +58,7 @@ class Nobody:
         }
 
     def command(self, *words: str | Path) -> list[str]:
-        """The command line of something that this user runs."""
+        """The command line that runs *command* as this user."""
         return self.namespace.enter(
             *("chroot", self._root),
             *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
@@ -84,7 +84,7 @@ class Nobody:
         return run(*self.python("-m", "inaccfs", *words), status=status)
 
     def complaint(self, *words: str | Path) -> str:
-        """What inaccfs says when it refuses: exactly one line."""
+        """The error message of inaccfs: exactly one line."""
         message = self.inaccfs(*words, status=1).stderr
         assert message.startswith("inaccfs: "), message
         assert message.count("\n") == 1, message
@@ -111,7 +111,7 @@ class Nobody:
             os.close(daemon)
 
     def status(self) -> dict[str, object]:
-        """What the mount says of itself."""
+        """The status of the mount."""
         words = ("getfattr", "--only-values", "-n", "user.inaccfs.status", "-h")
         found: dict[str, object] = json.loads(
             self.run(*words, "--absolute-names", self.point).stdout
@@ -124,7 +124,8 @@ class Nobody:
 
 
 PACKAGES = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
-# Name in the home: what the user may read there. Where it really is only root may go.
+# By name in the home: what the user may read there. Only root may enter the original
+# directories.
 BINDS = {
     f"lib{number}": Path(path)
     for number, path in enumerate(dict.fromkeys([str(TOP), *PACKAGES]))
@@ -169,7 +170,7 @@ def nobody(home: Path) -> Iterator[Nobody]:
 
 @pytest.fixture
 def confined(home: Path) -> Iterator[Nobody]:
-    """A user who may not: in a chroot. See unshare(2), CLONE_NEWUSER and EPERM."""
+    """A user who may not, because of a chroot: see EPERM in unshare(2)."""
     root = home / "root"
     script = f"{setup_script(home)}\nmkdir root; mount --rbind / root"
     with private_namespace(script) as namespace:
@@ -282,7 +283,7 @@ print(json.dumps({
 def test_without_the_seal_a_private_mapping_can_be_made_but_not_touched(
     nobody: Nobody,
 ) -> None:
-    """architecture.md, decision 2; pread and lseek are then those of v8."""
+    """docs/mounting.md, The seal; pread and lseek have the errnos of v8 then."""
     with nobody.mounted():
         ran = run(*nobody.python("-c", PROBE, nobody.point / "file"))
     assert json.loads(ran.stdout) == {
@@ -299,7 +300,7 @@ def test_without_the_seal_a_private_mapping_can_be_made_but_not_touched(
 
 
 def test_not_even_the_users_own_processes_reach_the_backing(nobody: Nobody) -> None:
-    """Through /proc/PID/fd; see PR_SET_DUMPABLE of prctl(2)."""
+    """They cannot use /proc/PID/fd; see PR_SET_DUMPABLE of prctl(2)."""
     with nobody.mounted():
         ran = nobody.run("ls", f"/proc/{nobody.pid()}/fd/", status=None)
         assert os.strerror(errno.EACCES) in ran.stderr
@@ -308,7 +309,7 @@ def test_not_even_the_users_own_processes_reach_the_backing(nobody: Nobody) -> N
 def test_a_users_helper_is_taken_first_and_cannot_be_looked_into(
     nobody: Nobody,
 ) -> None:
-    """Also the one that comes after it."""
+    """The same is true of the helper that replaces it."""
     with nobody.mounted():
         daemon = int(nobody.pid())
         for _ in range(2):
@@ -399,7 +400,7 @@ def test_root_of_a_user_namespace_has_places_of_its_own(
     """There /run belongs to another user, and the test sets XDG_RUNTIME_DIR."""
     need_user_namespace(nobody)
     if runtime == "/tmp":
-        # As long as the path of a socket may be.
+        # This path is as long as a socket's may be.
         del nobody.environment["XDG_RUNTIME_DIR"]
         runtime = "/tmp/inaccfs-0"
         if os.path.lexists(runtime):
@@ -430,7 +431,7 @@ def test_root_of_a_user_namespace_has_places_of_its_own(
 
 
 def fallback(user: Nobody) -> Path:
-    """The directory that stands in for the private tmpfs."""
+    """The directory that replaces the private tmpfs."""
     (name,) = set(user.run("ls", "-A", user.runtime).stdout.split()) - {"inaccfs"}
     return user.runtime / name
 
@@ -504,7 +505,7 @@ def test_a_users_stopped_daemon_is_unmounted_and_reported(nobody: Nobody) -> Non
 
 @pytest.mark.parametrize("state", ["works", "stopped", "dead"])
 def test_root_unmounts_a_users_mount(nobody: Nobody, state: str) -> None:
-    """Which it may not ask itself: only its owner is let in."""
+    """root may not access it: only its owner may."""
     nobody.inaccfs("mount", "--log", nobody.log, nobody.point)
     pid = int(nobody.pid())
     daemon = os.pidfd_open(pid)
@@ -531,7 +532,7 @@ def test_root_unmounts_a_users_mount(nobody: Nobody, state: str) -> None:
 
 
 def test_a_user_aborts_by_fusectl(nobody: Nobody) -> None:
-    """Its switches belong to the mounts' owners."""
+    """The files of fusectl belong to the mounts' owners."""
     place = f"{nobody.home}/connections"
     nobody.namespace.shell(f"mkdir {place}; mount -t fusectl none {place}")
     nobody.inaccfs("mount", "--log", nobody.log, nobody.point)
@@ -575,7 +576,7 @@ def test_a_users_mounted_goes_with_its_holder(nobody: Nobody) -> None:
 
 
 def fake_fusermount3(user: Nobody, script: str) -> None:
-    """Put a shell *script* in the place of fusermount3; $real is the true one."""
+    """Replace fusermount3 by a shell *script*; $real is the original."""
     place = user.home / "bin"
     real = shutil.which("fusermount3")
     text = f"#!/bin/sh\nreal={real} home={user.home}\n{script}\n"
@@ -593,13 +594,15 @@ SWAP = "mv $home/mnt $home/moved; ln -s victim $home/mnt"
 @pytest.mark.parametrize(
     "script",
     [
-        # Before it looks; it is in the directory itself, wherever that is now.
+        # Before fusermount3 checks the path; it runs in the directory itself, wherever
+        # that is.
         f"{SWAP}; exec $real {WORDS}",
-        # After it has looked, in its own path walk.
+        # After it has checked the path, in its own path walk.
         f'{SWAP}; cd /; exec $real "$1" "$2" $home/mnt/.',
-        # After it has mounted: of a mountpoint only what is above can be renamed.
+        # After it has mounted: only a directory above the mountpoint can be renamed
+        # then.
         f"$real {WORDS} && mv $home/dir $home/away && mkdir -p $home/dir/mnt",
-        # It is there, and then something else is wrong.
+        # The mount is made, and then fusermount3 fails.
         f"$real {WORDS}; echo fusermount3: oh >&2; exit 1",
     ],
     ids=["before", "inside", "after", "failed"],
@@ -608,7 +611,7 @@ def test_a_users_mountpoint_that_is_replaced_leaves_no_mount(
     nobody: Nobody, script: str
 ) -> None:
     nobody.run("mkdir", "-p", nobody.home / "victim", nobody.home / "dir" / "mnt")
-    # Unmounting is not meddled with.
+    # The script does not change unmounting.
     fake_fusermount3(nobody, f'[ "$1" = -o ] || exec $real {WORDS}; {script}')
     point = nobody.home / "dir" / "mnt" if "$home/dir" in script else nobody.point
     message = nobody.complaint("mount", "--log", nobody.log, point)
@@ -627,7 +630,7 @@ def test_a_users_mountpoint_that_is_replaced_leaves_no_mount(
     ]
 
 
-# Mounts as long as the other thread swaps; prints how often each happened.
+# Mounts while another thread swaps directories; prints how often each happened.
 SWAPPER = """
 import os, sys, threading, time
 from inaccfs.errors import MountError

@@ -161,7 +161,7 @@ def test_only_the_root_has_virtual_attributes(mount: Mount, file: Path) -> None:
         assert os.listxattr(path) == []
         for name in VIRTUAL:
             assert outcome(os.getxattr, path, name) == "ENODATA"
-            # An ordinary name there.
+            # This is an ordinary name there.
             os.setxattr(path, name, b"mine")
             assert os.getxattr(path, name) == b"mine"
 
@@ -174,7 +174,7 @@ def test_attributes_that_the_kernel_would_not_obey_cannot_be_set(mount: Mount) -
     """Access control lists and file capabilities."""
     directory = mount.path / "directory"
     directory.mkdir()
-    # Version 2, then user::rwx, group::r-x, other::r-x: valid, so that is not it.
+    # Version 2, then user::rwx, group::r-x, other::r-x: a valid list.
     acl = bytes.fromhex("02000000 01000700ffffffff 04000500ffffffff 20000500ffffffff")
     capability = bytes.fromhex("01000002 00000000 00000000 00000000 00000000")
     for name, value in {

@@ -1,4 +1,4 @@
-"""A FUSE file system that answers everything but FLUSH: close(2) of its file hangs."""
+"""A FUSE file system that answers all requests except FLUSH: close(2) hangs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _attributes(nodeid: int) -> bytes:
 
 
 def _reply(op: int, nodeid: int) -> bytes | None:
-    """What follows the header of a reply; None if there is none."""
+    """The payload of a reply; None if there is no reply."""
     match op:
         case Op.INIT:
             return _init_out.pack(7, 31, 0, 0, 0, 0, 4096, 1, 0, 0, 0)
@@ -66,7 +66,7 @@ def _serve(device: int, end: int) -> None:
 
 @contextmanager
 def unanswered(point: Path) -> Iterator[int]:
-    """An fd of a file at *point* whose close would hang for as long as a with block."""
+    """An fd of a file at *point* whose close would hang during a with block."""
     device = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other"
     mountcalls.mount("unanswered", str(point), "fuse", 0, options)
@@ -80,7 +80,7 @@ def unanswered(point: Path) -> Iterator[int]:
     finally:
         os.close(writing)
         server.join()
-        # Now no process waits for an answer any more.
+        # Now no process waits for a reply any more.
         os.close(device)
         os.close(reading)
         if fd >= 0:

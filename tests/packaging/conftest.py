@@ -1,4 +1,4 @@
-"""Bare systems, made by debootstrap; only for tests/packaging/run."""
+"""Minimal systems, made by debootstrap; only for tests/packaging/run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.packaging.roots import RELEASES, Root
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# They take minutes and load packages from registries, so tests/run leaves them out.
+# They take minutes and download packages, so tests/run leaves them out.
 collect_ignore_glob = [] if "INACCFS_PACKAGING" in os.environ else ["test_*.py"]
 
 
@@ -21,7 +21,7 @@ collect_ignore_glob = [] if "INACCFS_PACKAGING" in os.environ else ["test_*.py"]
 def root(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Root]:
-    """A bare system of one release, with what builds inaccfs."""
+    """A minimal system of one release, with the packages that build inaccfs."""
     if os.geteuid() != 0:
         pytest.skip("only root can chroot")
     if shutil.which("debootstrap") is None:

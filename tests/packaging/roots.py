@@ -1,4 +1,4 @@
-"""A bare Debian system in a directory."""
+"""A minimal Debian system in a directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOP: Final = Path(__file__).parent.parent.parent
 RELEASES: Final = os.environ.get("INACCFS_RELEASES", "bookworm trixie").split()
 """Names as debootstrap knows them."""
 
-# Mounts that last as long as the command, as no other process sees the namespace.
+# Mounts that end with the command, because no other process uses the namespace.
 _ENTER: Final = """
 set -e
 cd "$1"; shift
@@ -43,27 +43,27 @@ class Root:
         _run("debootstrap", "--variant=minbase", release, path)
         for name in ("resolv.conf", "hosts"):
             made.copy_setting(name)
-        # Mirrors of releases that are still made lag behind.
+        # Mirrors of unreleased systems may be out of date.
         made.run("apt-get", "-qq", "-o", "Acquire::Check-Valid-Until=false", "update")
         made.run(
             *("apt-get", "-qq", "install", "-y", "--no-install-recommends"),
             *("python3", "python3-venv", "python3-dev", "gcc", "pkg-config"),
             *("fuse3", "libfuse3-dev", "man-db"),
         )
-        # Later than the packages, one of which makes a file of certificates itself.
+        # After the packages, because one of them makes a file of certificates itself.
         made.copy_setting("ssl/certs/ca-certificates.crt")
         made.copy_source()
         return made
 
     def copy_setting(self, name: str) -> None:
-        """Copy a file of this machine's /etc: how its registries are reached."""
+        """Copy a file of this machine's /etc, which says how registries are reached."""
         if os.path.exists(f"/etc/{name}"):
             target = self.path / "etc" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(f"/etc/{name}", target)
 
     def copy_source(self) -> None:
-        """Copy what git does not ignore of the checkout to /src."""
+        """Copy the files of the checkout that git does not ignore to /src."""
         files = _run(
             "git", "-C", TOP, "ls-files", "-co", "--exclude-standard", "-z"
         ).split("\0")
@@ -73,7 +73,7 @@ class Root:
             shutil.copy2(source, target, follow_symlinks=False)
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run a command in the system, with mounts of its own; return its output."""
+        """Run a command in the system, in a new mount namespace; return its output."""
         settings = [f"{k}={v}" for k, v in os.environ.items() if k.startswith("PIP_")]
         return _run(
             *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
@@ -82,7 +82,7 @@ class Root:
         )
 
     def files(self) -> set[str]:
-        """All paths of the system, but those of caches and logs of its packages."""
+        """All paths of the system, without the caches and logs of packages."""
         ours = ("var/", "src/", "etc/ld.so.cache", "root/", "tmp/")
         found = (str(one.relative_to(self.path)) for one in self.path.rglob("*"))
         return {name for name in found if not name.startswith(ours)}

@@ -1,4 +1,4 @@
-"""A package and a pip install on bare systems: in, in use, and out again."""
+"""A package and a pip install on minimal systems: install, use, remove."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.fuse, support.needs_root]
 
-# Everything that a user does first, by names that only an installation gives.
+# What a user does first, by names that exist only after an installation.
 USE = r"""
 set -e
 mkdir -p /tmp/guest

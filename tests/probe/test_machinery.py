@@ -1,4 +1,4 @@
-"""The probe itself: children that end badly, the files it makes, and its report."""
+"""The probe itself: children that fail, the files that it makes, and its report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# Threads of earlier tests that wait for work hold no lock that a child wants.
+# Idle threads of earlier tests have no lock that a child needs.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 
 PAGE = mmap.PAGESIZE
@@ -42,7 +42,7 @@ SIZE = 4 * PAGE
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What hangs is waited for no longer than it takes to see it."""
+    """A shorter time limit for calls that hang."""
     monkeypatch.setattr(children, "LIMIT", 0.1)
 
 
@@ -87,7 +87,7 @@ def test_a_child_may_be_killed(number: signal.Signals) -> None:
 def test_a_child_that_hangs_is_killed() -> None:
     def work(say: Callable[[str], None]) -> str:
         say(str(os.getpid()))
-        # Nor does it listen.
+        # The child ignores SIGTERM, too.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         hang()
 
@@ -191,7 +191,7 @@ def test_a_row_may_hang() -> None:
 
 
 class Broken(Memfd):
-    """Files that cannot be made."""
+    """A target whose files cannot be made."""
 
     def __init__(self, make: Callable[[], int]) -> None:
         super().__init__("broken")
@@ -215,7 +215,7 @@ def test_a_target_that_hangs_ends_the_probe() -> None:
 def test_a_call_that_the_machine_lacks_costs_one_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As where io_uring_disabled is 1, on an unknown architecture, with an old libc."""
+    """As with io_uring_disabled, on an unknown architecture, or with an old libc."""
     found = {row.name: row for row in table.ROWS}
     memfd = Memfd("memfd")
 
@@ -231,7 +231,7 @@ def test_a_call_that_the_machine_lacks_costs_one_row(
 
 
 def test_an_operation_that_the_kernel_lacks_differs_from_one_that_fails() -> None:
-    """io_uring says EINVAL to both."""
+    """io_uring returns EINVAL for both."""
 
     def submit(opcode: int) -> str | None:
         fd = os.memfd_create("inaccfs-test")
@@ -247,7 +247,7 @@ def test_an_operation_that_the_kernel_lacks_differs_from_one_that_fails() -> Non
     assert missing(200) == "not here: io_uring has no operation 200"
 
 
-# --- what a user names ----------------------------------------------------------------
+# --- files that a user names ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_directory_keeps_nothing(tmp_path: Path) -> None:
 def test_a_directory_without_nameless_files_keeps_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many a FUSE file system and NFS."""
+    """Many FUSE file systems, and NFS, are like this."""
 
     def refuse(path: str, flags: int, mode: int = 0o777) -> int:
         if flags & os.O_TMPFILE == os.O_TMPFILE:
@@ -305,7 +305,7 @@ def test_an_empty_file_is_used(tmp_path: Path) -> None:
     path = tmp_path / "memfd"
     path.touch()
     assert isinstance(naming.find(str(path)), GivenFile)
-    # To ask is not to use.
+    # The question leaves the file as it is.
     assert path.stat().st_size == 0
 
 
@@ -332,7 +332,7 @@ def test_a_named_file_keeps_its_attributes(tmp_path: Path) -> None:
 
 
 def test_a_file_with_content_is_not_run(tmp_path: Path) -> None:
-    """Also one that cannot be emptied."""
+    """The same is true of a file that cannot be emptied."""
     path = tmp_path / "script"
     path.write_text("#!/bin/sh\nexit 3\n")
     path.chmod(0o700)
@@ -375,7 +375,7 @@ def test_where_there_is_no_kvm_there_is_no_guest_memfd(
         GuestMemfd("guest_memfd", 0).make()
 
 
-# --- what is shown --------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------
 
 
 class Named(Memfd):
@@ -439,7 +439,7 @@ def test_the_report_says_that_one_file_is_used_for_all_rows() -> None:
 
 
 def test_names_that_are_no_text_are_shown() -> None:
-    """Paths are bytes."""
+    """Paths may have any bytes."""
     name = os.fsdecode(b"/mnt/\xff")
     report.table([Named(name)], results(("read", "ok")), None).encode()
     assert json.loads(report.as_json([Named(name)], results(("read", "ok"))))

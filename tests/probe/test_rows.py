@@ -1,7 +1,7 @@
-"""The probe's rows on what the kernel has: each kind of memory answers as is known.
+"""The probe's rows on each kind of memory that the kernel has: known outcomes.
 
-What is expected here was measured with plain programs, or is what the kernel's own
-selftests assert (memfd_secret.c, guest_memfd_test.c).
+The expected outcomes were measured with small programs, or are asserted by the kernel's
+own selftests (memfd_secret.c, guest_memfd_test.c).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROWS: Final = {row.name: row for row in table.ROWS}
 
 @cache
 def probe(name: str) -> Mapping[str, str]:
-    """What all rows come to, by name; skips what the machine does not have."""
+    """The outcomes of all rows by name; skip if the machine lacks such files."""
     try:
         target = naming.find(name)
     except targets.ProbeError as exc:
@@ -43,7 +43,7 @@ def probe(name: str) -> Mapping[str, str]:
 
 
 def assert_has(found: Mapping[str, str], expected: dict[str, str]) -> None:
-    """*found* has what is *expected*, where the machine could try it."""
+    """*found* has the *expected* outcomes, of calls that the machine has."""
     assert {
         name: outcome
         for name, outcome in found.items()
@@ -113,7 +113,7 @@ def test_a_memfd_can_do_all() -> None:
             "FIONREAD": f"ok {4 * PAGE:#x}",
             "TCGETS": "ENOTTY",
             "open /proc/self/fd O_RDWR": "ok",
-            # Zeros are no program, which says that they were read.
+            # The content, zeros, is not a program; so it was read.
             "execveat": "ENOEXEC",
             "execve /proc/self/fd": "ENOEXEC",
             "flock": "ok",
@@ -143,7 +143,7 @@ def test_memfd_secret_is_mapped_but_not_reached_otherwise() -> None:
             "mmap MAP_SHARED PROT_READ|PROT_WRITE": "ok, write ok",
             "mmap MAP_PRIVATE PROT_READ": "EINVAL",
             "mmap MAP_SHARED PROT_READ past the end": "ok, read SIGBUS",
-            # Accesses by the page and not by the mapping are refused.
+            # Accesses through the page are refused, not those through the mapping.
             "process_vm_readv of a mapping": "EFAULT",
             "read of a mapping by /proc/self/mem": "EIO",
             "ptrace PEEKDATA of a mapping": "EIO",
@@ -229,7 +229,7 @@ def test_guest_memfd_that_is_shared_is_reached_by_its_mapping() -> None:
 
 
 def test_a_named_file_is_as_a_nameless_one(tmp_path: Path) -> None:
-    """Only a number that each file has of its own may differ."""
+    """Only a number that is different for each file may differ."""
     (tmp_path / "directory").mkdir()
     file = tmp_path / "file"
     file.touch()
@@ -249,7 +249,7 @@ def test_no_row_depends_on_another(name: str) -> None:
 
 
 def test_a_row_that_kills_says_no_more_than_its_outcome() -> None:
-    """Also with PYTHONFAULTHANDLER, which makes Python print a traceback."""
+    """This is so even with PYTHONFAULTHANDLER, which makes Python print a traceback."""
     program = """
 from inaccfs.probe import attempts, table, targets
 name = "mmap MAP_SHARED PROT_READ past the end"
@@ -267,7 +267,7 @@ print(attempts.attempt(targets.Memfd("memfd"), row))
 
 
 def test_the_rows_go_at_all_that_was_asked_for() -> None:
-    """The list of the issue, by the name that a row begins with."""
+    """The list of calls that the probe must have, by the first words of rows."""
     asked = [
         *("read", "write", "readv", "pwritev", "preadv2 RWF_NOWAIT", "splice"),
         *("sendfile", "copy_file_range", "io_uring", "AIO", "mmap MAP_SHARED"),

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     args = parser.parse_args()
     opponent = RealOpponent(assembler.MODES[args.mode])
-    # Something to look at on the console, should a row end the machine.
+    # Something to see on the console if a row ends the machine.
     side = table.Asked(opponent, begins=lambda row: print(row.name, flush=True))  # noqa: T201
     answers = side.answers(ROWS)
     found = {

@@ -88,7 +88,7 @@ def _munmap(address: int, size: int) -> None:
 
 
 class Spinning:
-    """A guest that runs in a thread of its own."""
+    """A guest that runs in a separate thread."""
 
     def __init__(self, machine: Machine, program: Sequence[Operation]) -> None:
         self._started: Final = threading.Event()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PAGE: Final = 4096
 
 U64: Final = (1 << 64) - 1
-"""What a member of an ioctl's struct can have."""
+"""The values that a member of an ioctl's struct can have."""
 
 # include/uapi/linux/kvm.h
 KVM_X86_DEFAULT_VM: Final = 0

@@ -69,7 +69,7 @@ class Asked:
         self._begins: Final = begins
 
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
-        """Run each row in a child process of its own, a few of them at a time."""
+        """Run each row in a separate child process, a few of them at a time."""
         found = []
         asked: deque[children.Child] = deque()
         try:

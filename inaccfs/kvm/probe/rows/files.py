@@ -1,4 +1,4 @@
-"""The file itself: a few of its own system calls.
+"""The file itself: a few of its system calls.
 
 `inaccfs probe` has two hundred more, on a real guest_memfd and on a mount.
 """

@@ -27,7 +27,7 @@ _LARGE: Final = 64 << 20
 
 
 def _slot(machine: Machine) -> int:
-    """A slot whose file no mapping keeps open; the file's only descriptor."""
+    """Make a slot whose file no mapping keeps open; return its only descriptor."""
     fd = machine.create()
     machine.region(fd=fd, at=machine.anonymous(fill=0x22).address)
     if machine.kvm.private:

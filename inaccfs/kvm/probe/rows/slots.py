@@ -130,7 +130,7 @@ def plain_moved_over(machine: Machine) -> Iterator[object]:
 
 
 def _second(machine: Machine, gpa: int, pages: int, slot: int = 2) -> str:
-    """Make another slot, with a file of its own."""
+    """Make another slot, with another file."""
     fd = machine.create(pages)
     half = machine.host_half(fd, pages)
     return machine.region(slot, gpa=gpa, size=pages * PAGE, fd=fd, at=half.address)
