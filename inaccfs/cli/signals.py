@@ -41,10 +41,10 @@ def take() -> None:
 
 def end(number: int, _frame: FrameType | None) -> None:
     """The handler of ENDING."""
-    # For the second one, which ends the process at once.
+    # For the second signal, which ends the process at once.
     signal.signal(number, signal.SIG_DFL)
     if os.getpid() != _process:
-        # In a fork, of a script, say, there is nothing to undo.
+        # A fork, of a script for example, has nothing to undo.
         signal.raise_signal(number)
     note(number)
     raise KeyboardInterrupt
