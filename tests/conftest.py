@@ -1,13 +1,27 @@
-"""What all tests have in common: how their reports travel."""
+"""What all tests have in common: short paths, and how their reports travel."""
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory with a short name, for sockets: their paths have 107 bytes.
+
+    `tmp_path` has the name of the test in it, and where TMPDIR and --basetemp are.
+    """
+    place = tempfile.gettempdir()
+    short = "/tmp" if len(place) > 40 else place
+    with tempfile.TemporaryDirectory(prefix="inaccfs-", dir=short) as path:
+        yield Path(path)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
-import tempfile
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import pytest
@@ -19,6 +17,7 @@ from tests.mount import support
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from inaccfs.status import Status
 
@@ -204,13 +203,6 @@ def new_mount(_ahead: Ahead) -> Iterator[inaccfs.Mount]:
         yield made.mount
     finally:
         made.close()
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A directory with a short name: the paths of sockets are short."""
-    with tempfile.TemporaryDirectory(prefix="inaccfs-") as path:
-        yield Path(path)
 
 
 @pytest.fixture

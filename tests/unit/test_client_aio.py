@@ -52,9 +52,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+def daemon(scratch: Path) -> Iterator[FakeDaemon]:
     with no_fds_leak():
-        made = FakeDaemon(str(tmp_path / "socket"))
+        made = FakeDaemon(str(scratch / "socket"))
         yield made
         made.close()
 
@@ -89,15 +89,15 @@ async def next_any(peer: Peer) -> Any:
 # --- connecting -------------------------------------------------------------------
 
 
-async def test_a_path_that_is_neither_a_mount_nor_a_socket(tmp_path: Path) -> None:
+async def test_a_path_that_is_neither_a_mount_nor_a_socket(scratch: Path) -> None:
     with pytest.raises(NotMountedError, match="neither an inaccfs mount nor"):
-        async with aio.connect(tmp_path):
+        async with aio.connect(scratch):
             pass
 
 
 @pytest.mark.parametrize("greeting", ["none", "late"])
 async def test_connecting_can_be_cancelled_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, greeting: str
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, greeting: str
 ) -> None:
     """Also when the connection is there by then."""
     begun, over = trio.Event(), threading.Event()
@@ -116,7 +116,7 @@ async def test_connecting_can_be_cancelled_and_leaves_nothing(
 
     monkeypatch.setattr(tasks._Dialing, "_dial", slow)
     with no_fds_leak(), trio.fail_after(PATIENCE):
-        daemon = FakeDaemon(str(tmp_path / "socket"))
+        daemon = FakeDaemon(str(scratch / "socket"))
         if greeting == "none":
             daemon.greeting = b""
         async with trio.open_nursery() as nursery:

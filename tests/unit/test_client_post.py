@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+def daemon(scratch: Path) -> Iterator[FakeDaemon]:
     with no_fds_leak():
-        made = FakeDaemon(str(tmp_path / "socket"))
+        made = FakeDaemon(str(scratch / "socket"))
         yield made
         made.close()
 

@@ -30,8 +30,8 @@ def records(*times: int) -> messages.Trace:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
-    made = FakeDaemon(str(tmp_path / "control"))
+def daemon(scratch: Path) -> Iterator[FakeDaemon]:
+    made = FakeDaemon(str(scratch / "control"))
     made.handlers[TraceStop] = lambda *_: TraceSummary(records=2, lost=7)
     try:
         yield made
