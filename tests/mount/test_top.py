@@ -34,8 +34,8 @@ pytestmark = pytest.mark.fuse
 
 
 @pytest.fixture
-def mount() -> Iterator[Mount]:
-    with mounted(semantics="v10") as made:
+def mount(point: Path) -> Iterator[Mount]:
+    with mounted(point, semantics="v10") as made:
         yield made
 
 
