@@ -1,8 +1,10 @@
-"""What all tests have in common: how pytest-xdist sends reports, and threads."""
+"""What all tests have in common: threads, short paths, and how reports are sent."""
 
 from __future__ import annotations
 
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +18,18 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     """Threads for calls that wait."""
     with ThreadPoolExecutor() as made:
         yield made
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory with a short name, for sockets: their paths have 107 bytes.
+
+    The name of `tmp_path` contains the name of the test, and TMPDIR or --basetemp.
+    """
+    place = tempfile.gettempdir()
+    short = "/tmp" if len(place) > 40 else place
+    with tempfile.TemporaryDirectory(prefix="inaccfs-", dir=short) as path:
+        yield Path(path)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
-import tempfile
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import pytest
@@ -21,6 +19,7 @@ from tests.mount.guests import add_slot, memfd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from inaccfs.client import Client
     from inaccfs.status import Status
@@ -234,13 +233,6 @@ def vm(shim: Client, fd: int) -> Iterator[VM]:
     with VM(shim) as made:
         add_slot(made, fd)
         yield made
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A directory with a short name: the paths of sockets are short."""
-    with tempfile.TemporaryDirectory(prefix="inaccfs-") as path:
-        yield Path(path)
 
 
 @pytest.fixture

@@ -167,22 +167,22 @@ def test_who_may_use_no_paths_passes_an_fd() -> None:
         assert refused.stderr == f"inaccfs: {other}: Permission denied\n"
 
 
-def test_what_is_no_file_of_a_mount_is_one_line(mount: Mount, tmp_path: Path) -> None:
-    elsewhere = new_file(tmp_path / "x")
+def test_what_is_no_file_of_a_mount_is_one_line(mount: Mount, scratch: Path) -> None:
+    elsewhere = new_file(scratch / "x")
     assert "is not in an inaccfs mount" in complaint("map", elsewhere)
-    assert "No such file" in complaint("map", tmp_path / "missing")
+    assert "No such file" in complaint("map", scratch / "missing")
     assert "No such file" in complaint("map", "/proc/self/fd/1000000")
     assert "the path of the file is empty" in complaint("map", "", status=2)
     assert "No such file" in complaint("map", mount.path / "missing")
     assert "Is a directory" in complaint("map", mount.path)
-    (mount.path / "out").symlink_to(new_file(tmp_path / "theirs"))
+    (mount.path / "out").symlink_to(new_file(scratch / "theirs"))
     assert "no file of this mount" in complaint("map", mount.path / "out")
 
 
-def test_a_link_to_a_file_is_as_good(mount: Mount, tmp_path: Path) -> None:
+def test_a_link_to_a_file_is_as_good(mount: Mount, scratch: Path) -> None:
     path = new_file(mount.path / "f", PAGE)
     (mount.path / "d").mkdir()
-    for link in (mount.path / "d" / "in", tmp_path / "from outside"):
+    for link in (mount.path / "d" / "in", scratch / "from outside"):
         link.symlink_to(path)
         assert drawn(link)[1] == "0x000000000  ."
 
@@ -198,11 +198,11 @@ def test_a_memfd_has_a_name_in_proc(mount: Mount) -> None:
         os.close(fd)
 
 
-def test_a_directory_that_is_mounted_elsewhere(mount: Mount, tmp_path: Path) -> None:
+def test_a_directory_that_is_mounted_elsewhere(mount: Mount, scratch: Path) -> None:
     """A bind mount: its files have other paths from its root."""
     (mount.path / "d").mkdir()
     new_file(mount.path / "d" / "f", 2 * PAGE)
-    elsewhere = tmp_path / "elsewhere"
+    elsewhere = scratch / "elsewhere"
     elsewhere.mkdir()
     run("mount", "--bind", mount.path / "d", elsewhere)
     try:
@@ -244,7 +244,7 @@ def test_watched_without_a_terminal_it_is_printed_when_it_changes(
     watching.stdout.close()
 
 
-def test_a_mount_is_not_busy_because_it_is_watched(tmp_path: Path) -> None:
+def test_a_mount_is_not_busy_because_it_is_watched(scratch: Path) -> None:
     with mounted() as mount:
         path = new_file(mount.path / "f", 2 * PAGE)
         watching = subprocess.Popen(
@@ -270,7 +270,7 @@ def test_a_mount_is_not_busy_because_it_is_watched(tmp_path: Path) -> None:
 @pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (200, 60)])
 def test_it_fits_any_terminal_and_follows_it(
-    mount: Mount, tmp_path: Path, columns: int, lines: int, locale: str
+    mount: Mount, scratch: Path, columns: int, lines: int, locale: str
 ) -> None:
     path = new_file(mount.path / "f", 64 * MIB)
     with opened(path) as fd:
@@ -278,7 +278,7 @@ def test_it_fits_any_terminal_and_follows_it(
             fallocate(fd, FALLOC_FL_KEEP_SIZE, page * PAGE, PAGE)
     command = inaccfs_command("map", path, "--watch")
     with terminal(
-        tmp_path, *command, columns=columns, lines=lines, LC_ALL=locale
+        scratch, *command, columns=columns, lines=lines, LC_ALL=locale
     ) as made:
         seen = made.wait(lambda screen: "several of these" in screen[-1])
         assert "64 MiB" in seen[0]
@@ -297,13 +297,13 @@ def test_it_fits_any_terminal_and_follows_it(
 
 
 @needs_tmux
-def test_a_narrow_terminal_loses_no_character(mount: Mount, tmp_path: Path) -> None:
+def test_a_narrow_terminal_loses_no_character(mount: Mount, scratch: Path) -> None:
     path = new_file(mount.path / "f", TIB)
     with opened(path) as fd:
         fallocate(fd, 0, TIB // 2, MIB)
     command = inaccfs_command("map", path, "--watch")
     # What is drawn goes by the terminal, and not by the environment.
-    with terminal(tmp_path, *command, columns=20, lines=24, COLUMNS="80") as made:
+    with terminal(scratch, *command, columns=20, lines=24, COLUMNS="80") as made:
         seen = made.wait(lambda screen: screen[-1] == "+ several of these")
         # In a line that is as wide as the terminal, too.
         assert ". hole (268,435,200)" in seen
@@ -317,17 +317,17 @@ def test_a_narrow_terminal_loses_no_character(mount: Mount, tmp_path: Path) -> N
 
 
 @needs_tmux
-def test_without_colours_if_the_user_wants_none(mount: Mount, tmp_path: Path) -> None:
+def test_without_colours_if_the_user_wants_none(mount: Mount, scratch: Path) -> None:
     path = new_file(mount.path / "f", PAGE)
     command = inaccfs_command("map", path)
-    with terminal(tmp_path, *command, columns=80, lines=24, NO_COLOR="1") as made:
+    with terminal(scratch, *command, columns=80, lines=24, NO_COLOR="1") as made:
         made.wait(lambda screen: screen[-1] == "ended 0")
         assert not any("\x1b[" in line for line in made.screen(colours=True))
 
 
-def test_pages_of_the_users_own_tmpfs_are_seen(tmp_path: Path) -> None:
+def test_pages_of_the_users_own_tmpfs_are_seen(scratch: Path) -> None:
     """The file is in the backing: changes by other processes show."""
-    backing = tmp_path / "backing"
+    backing = scratch / "backing"
     backing.mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=1m", "inaccfs-test", backing)
     try:

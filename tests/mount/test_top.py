@@ -35,12 +35,12 @@ pytestmark = [pytest.mark.fuse, pytest.mark.semantics("v10")]
     ("columns", "lines", "locale"), [(80, 24, "C.UTF-8"), (200, 60, "C")]
 )
 def test_it_shows_what_happens_and_follows_the_terminal(
-    mount: Mount, tmp_path: Path, columns: int, lines: int, locale: str
+    mount: Mount, scratch: Path, columns: int, lines: int, locale: str
 ) -> None:
     command = inaccfs_command("top", mount.path)
     path = new_file(mount.path / "guest", 4 * PAGE)
     with terminal(
-        tmp_path,
+        scratch,
         *command,
         columns=columns,
         lines=lines,
@@ -74,10 +74,10 @@ def test_it_shows_what_happens_and_follows_the_terminal(
 
 
 @needs_tmux
-def test_whom_an_invalidation_waits_for_is_shown(mount: Mount, tmp_path: Path) -> None:
+def test_whom_an_invalidation_waits_for_is_shown(mount: Mount, scratch: Path) -> None:
     command = inaccfs_command("top", mount.path)
     path = new_file(mount.path / "guest", 4 * PAGE)
-    with terminal(tmp_path, *command, columns=100, lines=30) as made:
+    with terminal(scratch, *command, columns=100, lines=30) as made:
         made.wait(lambda screen: "inaccfs top" in screen[0])
 
         def look(_start: int, _end: int) -> None:
@@ -100,10 +100,10 @@ def test_whom_an_invalidation_waits_for_is_shown(mount: Mount, tmp_path: Path) -
 
 @needs_tmux
 def test_a_daemon_that_has_stopped_does_not_stop_it(
-    mount: Mount, tmp_path: Path
+    mount: Mount, scratch: Path
 ) -> None:
     command = inaccfs_command("top", mount.path)
-    with terminal(tmp_path, *command, columns=80, lines=24) as made:
+    with terminal(scratch, *command, columns=80, lines=24) as made:
         made.wait(lambda screen: "inaccfs top" in screen[0])
         os.kill(mount.pid, signal.SIGSTOP)
         try:
@@ -115,10 +115,10 @@ def test_a_daemon_that_has_stopped_does_not_stop_it(
 
 
 @needs_tmux
-def test_a_daemon_that_is_killed_is_one_line(tmp_path: Path) -> None:
+def test_a_daemon_that_is_killed_is_one_line(scratch: Path) -> None:
     with doomed() as mount:
         command = inaccfs_command("top", mount.path)
-        with terminal(tmp_path, *command, columns=80, lines=24) as made:
+        with terminal(scratch, *command, columns=80, lines=24) as made:
             made.wait(lambda screen: "inaccfs top" in screen[0])
             mount.process.kill()
             seen = made.wait(lambda screen: screen[-1] == "ended 1")
@@ -131,8 +131,8 @@ def test_without_a_terminal_it_says_what_does_not_need_one(mount: Mount) -> None
 
 
 @needs_tmux
-def test_what_is_no_mount_is_one_line(tmp_path: Path) -> None:
-    command = inaccfs_command("top", tmp_path)
-    with terminal(tmp_path, *command, columns=200, lines=24) as made:
+def test_what_is_no_mount_is_one_line(scratch: Path) -> None:
+    command = inaccfs_command("top", scratch)
+    with terminal(scratch, *command, columns=200, lines=24) as made:
         seen = made.wait(lambda screen: screen[-1] == "ended 1")
         assert "neither an inaccfs mount nor a control socket" in seen[0]

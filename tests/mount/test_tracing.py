@@ -86,9 +86,9 @@ def invalidate(mount: Mount) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_picture_is_whole_however_the_trace_is_ended(
-    mount: Mount, tmp_path: Path, number: signal.Signals
+    mount: Mount, scratch: Path, number: signal.Signals
 ) -> None:
-    file = tmp_path / "t.json"
+    file = scratch / "t.json"
     with tracing(mount, "-o", file) as tracer:
         invalidate(mount)
         tracer.send_signal(number)
@@ -140,8 +140,8 @@ def test_for_programs_there_is_an_object_a_line(mount: Mount) -> None:
     assert 0 < record["began"] < record["time"]
 
 
-def test_a_trace_ends_with_its_mount(tmp_path: Path) -> None:
-    file = tmp_path / "t.json"
+def test_a_trace_ends_with_its_mount(scratch: Path) -> None:
+    file = scratch / "t.json"
     with mounted() as mount, tracing(mount, "-o", file) as tracer:
         invalidate(mount)
         cli("umount", mount.path)
@@ -150,9 +150,9 @@ def test_a_trace_ends_with_its_mount(tmp_path: Path) -> None:
 
 
 def test_a_trace_is_whole_and_complains_when_the_daemon_is_killed(
-    tmp_path: Path,
+    scratch: Path,
 ) -> None:
-    file = tmp_path / "t.json"
+    file = scratch / "t.json"
     with doomed() as mount, tracing(mount, "-o", file) as tracer:
         kill(mount)
         _, err = tracer.communicate(timeout=PATIENCE)
@@ -201,7 +201,7 @@ def test_a_disk_that_gets_full_is_one_line(mount: Mount, tmp_path: Path) -> None
         assert err.decode() == said
 
 
-def test_who_does_not_read_keeps_nobody_waiting(mount: Mount, tmp_path: Path) -> None:
+def test_who_does_not_read_keeps_nobody_waiting(mount: Mount, scratch: Path) -> None:
     """Neither fallocate(2) nor the notifiers wait; the peer is not evicted."""
     connection, conversation = wire.dial(wire.find_socket(mount.path))
     with connection, opened(new_file(mount.path / "f", PAGE)) as fd:
@@ -220,7 +220,7 @@ def test_who_does_not_read_keeps_nobody_waiting(mount: Mount, tmp_path: Path) ->
 
 
 @needs_root
-def test_only_root_and_the_owner_may_trace(tmp_path: Path) -> None:
+def test_only_root_and_the_owner_may_trace(scratch: Path) -> None:
     with mounted(options=["allow_other", f"allow-uid={NOBODY}"], mode=0o755) as mount:
         mount.path.parent.chmod(0o755)
         words = inaccfs_command("trace", mount.path)
@@ -229,23 +229,23 @@ def test_only_root_and_the_owner_may_trace(tmp_path: Path) -> None:
         assert len(result.stderr.splitlines()) == 1
 
 
-def test_what_cannot_be_traced_is_one_line(tmp_path: Path) -> None:
-    assert "neither an inaccfs mount" in complaint("trace", tmp_path)
-    assert "neither an inaccfs mount" in complaint("trace", tmp_path / "missing")
-    file = tmp_path / "none" / "t.json"
+def test_what_cannot_be_traced_is_one_line(scratch: Path) -> None:
+    assert "neither an inaccfs mount" in complaint("trace", scratch)
+    assert "neither an inaccfs mount" in complaint("trace", scratch / "missing")
+    file = scratch / "none" / "t.json"
     with mounted() as mount:
         result = cli("trace", mount.path, "-o", file, status=1)
         assert result.stderr.splitlines()[-1] == (
             f"inaccfs: cannot write {file}: No such file or directory"
         )
-    unknown = cli("trace", tmp_path, "--filter", "pnuch", status=2)
+    unknown = cli("trace", scratch, "--filter", "pnuch", status=2)
     assert "'pnuch' is not one of allocate, punch" in unknown.stderr
 
 
-def test_a_mount_can_be_traced_from_its_start(tmp_path: Path) -> None:
-    mountpoint, file = tmp_path / "mnt", tmp_path / "t.json"
+def test_a_mount_can_be_traced_from_its_start(scratch: Path) -> None:
+    mountpoint, file = scratch / "mnt", scratch / "t.json"
     mountpoint.mkdir()
-    with background(mountpoint, tmp_path, "--trace", str(file)):
+    with background(mountpoint, scratch, "--trace", str(file)):
         new_file(mountpoint / "f", PAGE)
         cli("umount", mountpoint)
     trace = Trace(file.read_bytes())
@@ -255,8 +255,8 @@ def test_a_mount_can_be_traced_from_its_start(tmp_path: Path) -> None:
     assert trace.about["lost"] == 0
 
 
-def test_a_trace_from_the_start_survives_the_daemon(tmp_path: Path) -> None:
-    file = tmp_path / "t.json"
+def test_a_trace_from_the_start_survives_the_daemon(scratch: Path) -> None:
+    file = scratch / "t.json"
     with doomed_with(f"trace={file}") as mount:
         new_file(mount.path / "f", PAGE)
         # The recorder has received the call.
@@ -289,9 +289,9 @@ def children(pid: int, words: str) -> list[int]:
 
 
 def test_a_recorder_that_is_killed_costs_the_trace_and_not_the_mount(
-    tmp_path: Path,
+    scratch: Path,
 ) -> None:
-    file = tmp_path / "t.json"
+    file = scratch / "t.json"
     with inaccfs.mounted(options=f"trace={file}") as mount:
         (recorder,) = children(mount.process.pid, "inaccfs.tracing.recorder")
         os.kill(recorder, signal.SIGKILL)
@@ -303,13 +303,13 @@ def test_a_recorder_that_is_killed_costs_the_trace_and_not_the_mount(
             new_file(invalidate_again, PAGE)
 
 
-def test_a_trace_that_cannot_be_written_is_no_mount(tmp_path: Path) -> None:
-    mountpoint = tmp_path / "mnt"
+def test_a_trace_that_cannot_be_written_is_no_mount(scratch: Path) -> None:
+    mountpoint = scratch / "mnt"
     mountpoint.mkdir()
     assert "cannot write the trace" in complaint(
-        "mount", mountpoint, "--trace", tmp_path / "none" / "t.json"
+        "mount", mountpoint, "--trace", scratch / "none" / "t.json"
     )
-    fifo = tmp_path / "fifo"
+    fifo = scratch / "fifo"
     os.mkfifo(fifo)
     # No process reads it.
     assert "cannot write the trace" in complaint("mount", mountpoint, "--trace", fifo)

@@ -87,9 +87,9 @@ async def world(backing: Backing, blocked: BlockedAllocator) -> AsyncIterator[Wo
 
 
 @pytest.fixture
-async def control(tmp_path: Path, backing: Backing) -> AsyncIterator[Control]:
+async def control(scratch: Path, backing: Backing) -> AsyncIterator[Control]:
     with trio.fail_after(60):
-        async with controlling(str(tmp_path / "control"), backing) as made:
+        async with controlling(str(scratch / "control"), backing) as made:
             yield made
 
 

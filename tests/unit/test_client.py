@@ -139,8 +139,8 @@ def test_flags_are_those_of_memfd_create() -> None:
 
 
 @pytest.mark.parametrize("kind", ["nothing", "file", "directory"])
-def test_a_path_that_is_neither_a_mount_nor_a_socket(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "x"
+def test_a_path_that_is_neither_a_mount_nor_a_socket(scratch: Path, kind: str) -> None:
+    path = scratch / "x"
     if kind == "file":
         path.touch()
     if kind == "directory":
@@ -150,8 +150,8 @@ def test_a_path_that_is_neither_a_mount_nor_a_socket(tmp_path: Path, kind: str) 
     assert str(path) in str(caught.value)
 
 
-def test_a_socket_without_a_listener(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
+def test_a_socket_without_a_listener(scratch: Path) -> None:
+    path = str(scratch / "socket")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
     with pytest.raises(CannotConnectError, match="daemon is dead") as caught:
@@ -163,11 +163,11 @@ def test_a_socket_without_a_listener(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("accepting", [False, True], ids=["full", "mute"])
 def test_a_daemon_that_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accepting: bool
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, accepting: bool
 ) -> None:
     """The kernel takes peers in for it, until its backlog is full."""
     monkeypatch.setattr(finding, "DAEMON_SECONDS", 0.05)
-    path = str(tmp_path / "socket")
+    path = str(scratch / "socket")
     with socket.socket(socket.AF_UNIX) as listener, no_fds_leak():
         listener.bind(path)
         listener.listen(0)

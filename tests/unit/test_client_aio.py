@@ -81,15 +81,15 @@ async def next_any(peer: Peer) -> Any:
 # --- connecting -------------------------------------------------------------------
 
 
-async def test_a_path_that_is_neither_a_mount_nor_a_socket(tmp_path: Path) -> None:
+async def test_a_path_that_is_neither_a_mount_nor_a_socket(scratch: Path) -> None:
     with pytest.raises(NotMountedError, match="neither an inaccfs mount nor"):
-        async with aio.connect(tmp_path):
+        async with aio.connect(scratch):
             pass
 
 
 @pytest.mark.parametrize("greeting", ["none", "late"])
 async def test_connecting_can_be_cancelled_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, greeting: str
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, greeting: str
 ) -> None:
     """This is also true when the connection exists by then."""
     begun, over = trio.Event(), threading.Event()
@@ -108,7 +108,7 @@ async def test_connecting_can_be_cancelled_and_leaves_nothing(
 
     monkeypatch.setattr(tasks._Dialing, "_dial", slow)
     with no_fds_leak(), trio.fail_after(PATIENCE):
-        daemon = FakeDaemon(str(tmp_path / "socket"))
+        daemon = FakeDaemon(str(scratch / "socket"))
         if greeting == "none":
             daemon.greeting = b""
         async with trio.open_nursery() as nursery:

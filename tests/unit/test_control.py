@@ -147,8 +147,8 @@ async def test_a_bad_argument_does_not_cost_the_id(control: Control) -> None:
         assert (await peer.ask(line))["id"] == "mine"
 
 
-async def test_quit_is_answered_before_the_daemon_ends(tmp_path: Path) -> None:
-    path = str(tmp_path / "control")
+async def test_quit_is_answered_before_the_daemon_ends(scratch: Path) -> None:
+    path = str(scratch / "control")
     with trio.fail_after(60), server.listen(path) as listener:
         async with trio.open_nursery() as nursery:
             # As when the daemon ends: all tasks in its nursery are cancelled.
@@ -292,9 +292,9 @@ def test_an_event_can_reach_to_the_end_of_all_offsets() -> None:
 # --- the socket -------------------------------------------------------------------
 
 
-def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
+def test_the_socket_is_its_owners_alone(scratch: Path) -> None:
     """This is so with any umask, which is restored afterwards."""
-    path = tmp_path / "control"
+    path = scratch / "control"
     before = os.umask(0)
     try:
         with server.listen(str(path)):
@@ -304,16 +304,16 @@ def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
         os.umask(before)
 
 
-def test_a_socket_that_a_dead_daemon_left_is_replaced(tmp_path: Path) -> None:
-    path = str(tmp_path / "control")
+def test_a_socket_that_a_dead_daemon_left_is_replaced(scratch: Path) -> None:
+    path = str(scratch / "control")
     server.listen(path).close()
     assert os.path.exists(path)
     with server.listen(path), socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
 
 
-def test_a_live_daemons_socket_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = str(tmp_path / "control")
+def test_a_live_daemons_socket_is_refused_and_left_alone(scratch: Path) -> None:
+    path = str(scratch / "control")
     with server.listen(path) as listener, socket.socket(socket.AF_UNIX) as client:
         with pytest.raises(MountError, match="another daemon"):
             server.listen(path)
@@ -335,8 +335,8 @@ def _link(path: Path) -> None:
     (path.parent / "elsewhere").write_text("precious")
 
 
-def test_a_socket_of_another_kind_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = str(tmp_path / "control")
+def test_a_socket_of_another_kind_is_refused_and_left_alone(scratch: Path) -> None:
+    path = str(scratch / "control")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(path)
         with pytest.raises(MountError, match="--control"):
@@ -349,9 +349,9 @@ def test_a_socket_of_another_kind_is_refused_and_left_alone(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("make", [_file, _directory, _link])
 def test_a_file_at_the_path_of_the_socket_is_refused_and_kept(
-    tmp_path: Path, make: Callable[[Path], None]
+    scratch: Path, make: Callable[[Path], None]
 ) -> None:
-    path = tmp_path / "control"
+    path = scratch / "control"
     make(path)
     before = path.lstat()
     with pytest.raises(MountError, match="--control"):
@@ -361,6 +361,6 @@ def test_a_file_at_the_path_of_the_socket_is_refused_and_kept(
         assert path.read_text() == "precious"
 
 
-def test_a_place_that_does_not_exist_is_reported(tmp_path: Path) -> None:
+def test_a_place_that_does_not_exist_is_reported(scratch: Path) -> None:
     with pytest.raises(MountError, match="No such file"):
-        server.listen(str(tmp_path / "nowhere" / "control"))
+        server.listen(str(scratch / "nowhere" / "control"))

@@ -42,7 +42,7 @@ PAGES = 8
 
 @asynccontextmanager
 async def serving(
-    tmp_path: Path,
+    scratch: Path,
     backing: Backing,
     base: type[Semantics] = InPlaceV8,
     policy: Policy | None = None,
@@ -50,7 +50,7 @@ async def serving(
 ) -> AsyncIterator[Control]:
     """A control socket with these rules, and a file of eight pages, /guest."""
     with trio.fail_after(10):
-        path = str(tmp_path / "control")
+        path = str(scratch / "control")
         async with controlling(path, backing, policy, mine(base, **chosen)) as control:
             control.make("guest", PAGES)
             yield control
@@ -81,9 +81,9 @@ def shim_of(control: Control) -> InaccessibleFile:
 # --- conversions ----------------------------------------------------------------------
 
 
-async def test_a_conversion_and_its_events(tmp_path: Path, backing: Backing) -> None:
+async def test_a_conversion_and_its_events(scratch: Path, backing: Backing) -> None:
     async with (
-        serving(tmp_path, backing) as control,
+        serving(scratch, backing) as control,
         control.peer() as vm,
         control.peer() as vmm,
     ):
@@ -102,10 +102,10 @@ async def test_a_conversion_and_its_events(tmp_path: Path, backing: Backing) -> 
 
 
 async def test_who_converts_can_be_the_one_who_is_notified(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     """On one connection an answer overtakes the command that waits for it."""
-    async with serving(tmp_path, backing) as control, control.peer() as peer:
+    async with serving(scratch, backing) as control, control.peer() as peer:
         await peer.do("bind", file="/guest", start=0, end=PAGES)
         line = peer.line(
             "set-memory-attributes", file="/guest", offset=0, count=1, private=False
@@ -120,9 +120,9 @@ async def test_who_converts_can_be_the_one_who_is_notified(
         assert await attributes(peer) == [(0, 1, False), (1, PAGES - 1, True)]
 
 
-async def test_eagain_carries_the_page(tmp_path: Path, backing: Backing) -> None:
+async def test_eagain_carries_the_page(scratch: Path, backing: Backing) -> None:
     async with (
-        serving(tmp_path, backing, initial="shared") as control,
+        serving(scratch, backing, initial="shared") as control,
         control.peer() as peer,
     ):
         await peer.do("bind", file="/guest", start=6, end=PAGES)
@@ -150,9 +150,9 @@ async def test_eagain_carries_the_page(tmp_path: Path, backing: Backing) -> None
 
 
 async def test_extents_tell_the_attribute_and_are_cut_there(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
-    async with serving(tmp_path, backing) as control, control.peer() as peer:
+    async with serving(scratch, backing) as control, control.peer() as peer:
         await convert(peer, 2, 1)
         await peer.do("bind", file="/guest", start=0, end=PAGES)
         found = await peer.do("get-pfn", file="/guest", offset=0, count=4)
@@ -161,8 +161,8 @@ async def test_extents_tell_the_attribute_and_are_cut_there(
         ] == [(0, 2, True), (2, 1, False), (3, 1, True)]
 
 
-async def test_ranges_come_in_pages(tmp_path: Path, backing: Backing) -> None:
-    async with serving(tmp_path, backing) as control, control.peer() as peer:
+async def test_ranges_come_in_pages(scratch: Path, backing: Backing) -> None:
+    async with serving(scratch, backing) as control, control.peer() as peer:
         for page in (1, 3, 5):
             await convert(peer, page, 1)
         rows: list[dict[str, Any]] = []
@@ -204,10 +204,10 @@ BAD = (
 
 @pytest.mark.parametrize("wrong", BAD, ids=str)
 async def test_bad_arguments_are_one_clear_line(
-    tmp_path: Path, backing: Backing, wrong: dict[str, Any]
+    scratch: Path, backing: Backing, wrong: dict[str, Any]
 ) -> None:
     arguments = {"file": "/guest", "offset": 0, "count": 1, "private": False} | wrong
-    async with serving(tmp_path, backing) as control, control.peer() as peer:
+    async with serving(scratch, backing) as control, control.peer() as peer:
         answer = await peer.do("set-memory-attributes", **arguments)
         assert answer.startswith(("EINVAL: ", "ENOENT: ")), answer
         assert answer.isprintable()
@@ -216,11 +216,11 @@ async def test_bad_arguments_are_one_clear_line(
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 async def test_versions_without_refuse_in_clear_words(
-    tmp_path: Path, backing: Backing, version: type[Semantics]
+    scratch: Path, backing: Backing, version: type[Semantics]
 ) -> None:
     rules = {"granule": "page"}
     async with (
-        serving(tmp_path, backing, version, None, **rules) as control,
+        serving(scratch, backing, version, None, **rules) as control,
         control.peer() as peer,
     ):
         rules_sent = await peer.do("query-semantics")
@@ -246,9 +246,9 @@ async def test_versions_without_refuse_in_clear_words(
 
 
 async def test_who_asks_and_goes_leaves_no_bracket_open(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
-    async with serving(tmp_path, backing) as control, control.peer() as vm:
+    async with serving(scratch, backing) as control, control.peer() as vm:
         await vm.do("bind", file="/guest", start=0, end=PAGES)
         async with control.peer() as vmm:
             await vmm.send(
@@ -273,9 +273,9 @@ async def test_who_asks_and_goes_leaves_no_bracket_open(
 
 
 async def test_a_notifier_that_goes_between_start_and_end_holds_up_nothing(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
-    async with serving(tmp_path, backing) as control, control.peer() as vmm:
+    async with serving(scratch, backing) as control, control.peer() as vmm:
         async with trio.open_nursery() as nursery, control.peer() as vm:
             await vm.do("bind", file="/guest", start=0, end=PAGES)
             nursery.start_soon(convert, vmm, 0, 1)
@@ -284,10 +284,10 @@ async def test_a_notifier_that_goes_between_start_and_end_holds_up_nothing(
 
 
 async def test_get_pfn_waits_for_the_end_of_a_conversion(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     async with (
-        serving(tmp_path, backing) as control,
+        serving(scratch, backing) as control,
         control.peer() as vm,
         control.peer() as vmm,
         control.peer() as vcpu,
@@ -315,10 +315,10 @@ async def test_get_pfn_waits_for_the_end_of_a_conversion(
 
 
 async def test_a_freeze_ends_with_its_connection(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     async with (
-        serving(tmp_path, backing, LiveUpdate) as control,
+        serving(scratch, backing, LiveUpdate) as control,
         control.peer() as other,
     ):
         async with control.peer() as peer:
@@ -338,11 +338,11 @@ async def test_a_freeze_ends_with_its_connection(
 
 
 async def test_a_freeze_waits_for_what_runs_and_nothing_is_allocated_after_it(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     """A call that passed its checks before the freeze, but waits, is refused, too."""
     async with (
-        serving(tmp_path, backing, LiveUpdate) as control,
+        serving(scratch, backing, LiveUpdate) as control,
         control.peer() as peer,
     ):
         opened = control.server.context.files.open_path("/guest")
@@ -373,10 +373,10 @@ async def test_a_freeze_waits_for_what_runs_and_nothing_is_allocated_after_it(
 
 
 async def test_a_punch_whose_start_was_sent_is_done_before_the_freeze(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     async with (
-        serving(tmp_path, backing, LiveUpdate) as control,
+        serving(scratch, backing, LiveUpdate) as control,
         control.peer() as peer,
         control.peer() as other,
     ):
@@ -418,9 +418,9 @@ def _answer(data: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_populate_copies_from_shared_pages_of_a_named_file(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
-    async with serving(tmp_path, backing) as control, control.peer() as peer:
+    async with serving(scratch, backing) as control, control.peer() as peer:
         node = control.make("source", PAGES)
         fd = control.backing_fd(node)
         await peer.do("getfd", fd, fdname="source")
@@ -463,9 +463,9 @@ async def test_populate_copies_from_shared_pages_of_a_named_file(
     ids=str,
 )
 async def test_bad_sources_are_one_clear_line(
-    tmp_path: Path, backing: Backing, wrong: dict[str, Any]
+    scratch: Path, backing: Backing, wrong: dict[str, Any]
 ) -> None:
-    async with serving(tmp_path, backing) as control, control.peer() as peer:
+    async with serving(scratch, backing) as control, control.peer() as peer:
         fd = control.backing_fd(control.make("source", PAGES))
         await peer.do("getfd", fd, fdname="source")
         os.close(fd)
@@ -485,9 +485,9 @@ async def test_bad_sources_are_one_clear_line(
 
 
 async def test_a_window_reads_and_writes_what_is_shared(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
-    async with serving(tmp_path, backing) as control, control.peer() as peer:
+    async with serving(scratch, backing) as control, control.peer() as peer:
         await convert(peer, 1, 1)
         data = b64encode(b"hello").decode()
         where = {"file": "/guest", "offset": PAGE + 7}
@@ -504,11 +504,11 @@ async def test_a_window_reads_and_writes_what_is_shared(
 
 
 async def test_pins_are_counted_listed_and_limited(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     policy = Policy(limits=Limits(pages=3))
     async with (
-        serving(tmp_path, backing, InPlaceNext, policy, initial="shared") as control,
+        serving(scratch, backing, InPlaceNext, policy, initial="shared") as control,
         control.peer() as peer,
     ):
         found = await peer.do("pin-pages", file="/guest", offset=2, count=2)
@@ -525,10 +525,10 @@ async def test_pins_are_counted_listed_and_limited(
 
 
 async def test_pins_that_never_go_end_with_their_peer(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     async with (
-        serving(tmp_path, backing, initial="shared") as control,
+        serving(scratch, backing, initial="shared") as control,
         control.peer() as peer,
     ):
         async with control.peer() as vfio:
@@ -542,10 +542,10 @@ async def test_pins_that_never_go_end_with_their_peer(
 
 
 async def test_a_prepared_binding_takes_effect_when_it_is_committed(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     async with (
-        serving(tmp_path, backing, InPlaceNext) as control,
+        serving(scratch, backing, InPlaceNext) as control,
         control.peer() as peer,
         control.peer() as other,
     ):
@@ -571,8 +571,8 @@ async def test_a_prepared_binding_takes_effect_when_it_is_committed(
 
 
 async def test_without_that_rule_nothing_is_prepared(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
-    async with serving(tmp_path, backing) as control, control.peer() as peer:
+    async with serving(scratch, backing) as control, control.peer() as peer:
         answer = await peer.do("bind", file="/guest", start=0, end=4, prepare=True)
         assert answer.startswith("EOPNOTSUPP: bindings take effect at once")

@@ -68,11 +68,11 @@ def helper() -> Helper:
 
 @pytest.fixture
 async def control(
-    tmp_path: Path, backing: Backing, helper: Helper
+    scratch: Path, backing: Backing, helper: Helper
 ) -> AsyncIterator[Control]:
     with trio.fail_after(60):
         async with controlling(
-            str(tmp_path / "control"), backing, Policy(), helper=helper
+            str(scratch / "control"), backing, Policy(), helper=helper
         ) as made:
             yield made
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
+def scratch() -> Iterator[Path]:
     """A directory that other users may search, unlike pytest's own."""
     with tempfile.TemporaryDirectory(prefix="inaccfs-") as path:
         os.chmod(path, 0o755)
@@ -416,12 +416,12 @@ async def test_a_silent_peer_delays_no_other(control: Control) -> None:
 
 
 async def test_a_silent_peer_is_disconnected_and_the_punch_goes_on(
-    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+    scratch: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = Policy(ack_seconds=0.05)
     with trio.fail_after(60):
         async with (
-            controlling(str(tmp_path / "control"), backing, policy) as control,
+            controlling(str(scratch / "control"), backing, policy) as control,
             notified(control) as (node, [(peer, number)]),
         ):
             await fallocate(control, node, PUNCH, 0, 1)
@@ -730,19 +730,19 @@ async def test_memfd_create_refuses_flags_as_the_seed_does(
 
 @asynccontextmanager
 async def limited(
-    tmp_path: Path, backing: Backing, **limits: int
+    scratch: Path, backing: Backing, **limits: int
 ) -> AsyncIterator[tuple[Control, Peer]]:
     policy = Policy(Limits(**limits))
     with trio.fail_after(60):
         async with (
-            controlling(str(tmp_path / "control"), backing, policy) as control,
+            controlling(str(scratch / "control"), backing, policy) as control,
             control.peer() as peer,
         ):
             yield control, peer
 
 
-async def test_fdnames_are_limited(tmp_path: Path, backing: Backing) -> None:
-    async with limited(tmp_path, backing, fdnames=2) as (control, peer):
+async def test_fdnames_are_limited(scratch: Path, backing: Backing) -> None:
+    async with limited(scratch, backing, fdnames=2) as (control, peer):
         fd = control.backing_fd(control.make("guest"))
         for name in ("a", "b", "b"):
             assert await peer.do("getfd", fd, fdname=name) == {}
@@ -753,8 +753,8 @@ async def test_fdnames_are_limited(tmp_path: Path, backing: Backing) -> None:
         os.close(fd)
 
 
-async def test_notifiers_are_limited(tmp_path: Path, backing: Backing) -> None:
-    async with limited(tmp_path, backing, notifiers=1) as (control, peer):
+async def test_notifiers_are_limited(scratch: Path, backing: Backing) -> None:
+    async with limited(scratch, backing, notifiers=1) as (control, peer):
         control.make("guest")
         first = await peer.do("register-notifier", file="/guest")
         said = await peer.do("register-notifier", file="/guest")
@@ -764,8 +764,8 @@ async def test_notifiers_are_limited(tmp_path: Path, backing: Backing) -> None:
         assert "notifier" in await peer.do("register-notifier", file="/guest")
 
 
-async def test_referenced_pages_are_limited(tmp_path: Path, backing: Backing) -> None:
-    async with limited(tmp_path, backing, pages=4) as (control, peer):
+async def test_referenced_pages_are_limited(scratch: Path, backing: Backing) -> None:
+    async with limited(scratch, backing, pages=4) as (control, peer):
         control.make("guest", 8)
         await peer.do("get-pfn", file="/guest", offset=0, count=3)
         said = await peer.do("get-pfn", file="/guest", offset=0, count=2)
@@ -775,8 +775,8 @@ async def test_referenced_pages_are_limited(tmp_path: Path, backing: Backing) ->
         assert "extents" in await peer.do("get-pfn", file="/guest", offset=0, count=2)
 
 
-async def test_messages_are_limited(tmp_path: Path, backing: Backing) -> None:
-    async with limited(tmp_path, backing, message=100) as (control, peer):
+async def test_messages_are_limited(scratch: Path, backing: Backing) -> None:
+    async with limited(scratch, backing, message=100) as (control, peer):
         await peer.send("{" + " " * 200)
         said = (await peer.answer())["error"]["desc"]
         assert said == "EMSGSIZE: a message can have 100 bytes (--limit message=N)"
@@ -784,8 +784,8 @@ async def test_messages_are_limited(tmp_path: Path, backing: Backing) -> None:
         await control.still_serves()
 
 
-async def test_peers_are_limited(tmp_path: Path, backing: Backing) -> None:
-    async with limited(tmp_path, backing, peers=1) as (control, peer):
+async def test_peers_are_limited(scratch: Path, backing: Backing) -> None:
+    async with limited(scratch, backing, peers=1) as (control, peer):
         async with await trio.open_unix_socket(control.path) as stream:
             refusal = await Peer(stream).receive()
             assert refusal["error"]["desc"].startswith("EMFILE: 1 peers")
@@ -806,23 +806,23 @@ def test_a_wrong_limit_is_reported(text: str) -> None:
 # --- permissions ----------------------------------------------------------------------
 
 
-async def test_others_are_closed_on_at_once(tmp_path: Path, backing: Backing) -> None:
+async def test_others_are_closed_on_at_once(scratch: Path, backing: Backing) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can be somebody else")
-    async with limited(tmp_path, backing) as (control, peer):
+    async with limited(scratch, backing) as (control, peer):
         os.chmod(control.path, 0o666)
         assert await trio.to_thread.run_sync(_read_as, 12345, control.path) == b""
         assert "return" in await peer.ask('{"execute": "query-version"}')
 
 
 async def test_an_allowed_user_shows_fds_and_names_no_paths(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can be somebody else")
     policy = Policy(allowed_uids=frozenset({12345}))
     with trio.fail_after(60):
-        async with controlling(str(tmp_path / "control"), backing, policy) as control:
+        async with controlling(str(scratch / "control"), backing, policy) as control:
             os.chmod(control.path, 0o666)
             node = control.make("guest", 1)
             fd = control.backing_fd(node)

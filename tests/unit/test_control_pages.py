@@ -341,14 +341,14 @@ async def test_queries_of_many_peers_keep_no_caller_waiting(control: Control) ->
 
 @pytest.mark.parametrize("text", ["{}", "x\n"])
 async def test_much_data_with_an_fd_keeps_no_caller_waiting(
-    tmp_path: Path, backing: Backing, text: str
+    scratch: Path, backing: Backing, text: str
 ) -> None:
     """All of it is parsed before any command is executed."""
     # Room for all replies: this test is not about slow readers.
     policy = Policy(Limits(output=16 << 20), ack_seconds=60)
     with trio.fail_after(60):
         async with (
-            controlling(str(tmp_path / "control"), backing, policy) as control,
+            controlling(str(scratch / "control"), backing, policy) as control,
             control.peer() as peer,
         ):
             async with slices():
@@ -435,16 +435,16 @@ async def test_no_notifier_answers_an_event_that_it_did_not_get(
 
 @asynccontextmanager
 async def limited(
-    tmp_path: Path, backing: Backing, **limits: int
+    scratch: Path, backing: Backing, **limits: int
 ) -> AsyncIterator[Control]:
     policy = Policy(Limits(**limits), ack_seconds=5)
     with trio.fail_after(60):
-        async with controlling(str(tmp_path / "control"), backing, policy) as control:
+        async with controlling(str(scratch / "control"), backing, policy) as control:
             yield control
 
 
-async def test_notifiers_have_a_limit_in_sum(tmp_path: Path, backing: Backing) -> None:
-    async with limited(tmp_path, backing, total_notifiers=3) as control:
+async def test_notifiers_have_a_limit_in_sum(scratch: Path, backing: Backing) -> None:
+    async with limited(scratch, backing, total_notifiers=3) as control:
         control.make("guest", 1)
         async with control.peer() as peer:
             async with control.peer() as other:
@@ -458,10 +458,10 @@ async def test_notifiers_have_a_limit_in_sum(tmp_path: Path, backing: Backing) -
             assert "notifier" in await peer.do("register-notifier", file="/guest")
 
 
-async def test_replies_have_a_limit_in_sum(tmp_path: Path, backing: Backing) -> None:
+async def test_replies_have_a_limit_in_sum(scratch: Path, backing: Backing) -> None:
     """Peers that have read everything are still answered."""
     async with (
-        limited(tmp_path, backing, total_output=200_000) as control,
+        limited(scratch, backing, total_output=200_000) as control,
         control.peer() as witness,
     ):
         peers = []
@@ -496,10 +496,10 @@ async def _connected(
 
 
 async def test_events_beyond_it_cost_the_one_that_reads_least(
-    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+    scratch: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
-        limited(tmp_path, backing, total_output=100_000) as control,
+        limited(scratch, backing, total_output=100_000) as control,
         control.peer() as peer,
         control.peer(),
     ):

@@ -67,13 +67,13 @@ async def test_a_flood_lets_others_have_their_turn(control: Control) -> None:
 
 
 async def test_a_peer_that_reads_late_gets_everything(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     """Its commands wait: the daemon keeps at most the limit and one reply."""
     policy = Policy(Limits(output=10_000))
     with trio.fail_after(60):
         async with (
-            controlling(str(tmp_path / "control"), backing, policy) as control,
+            controlling(str(scratch / "control"), backing, policy) as control,
             control.peer() as peer,
             trio.open_nursery() as nursery,
         ):
@@ -87,12 +87,12 @@ async def test_a_peer_that_reads_late_gets_everything(
 
 
 async def test_a_peer_that_never_reads_is_disconnected_in_time(
-    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+    scratch: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = Policy(Limits(output=10_000), ack_seconds=0.05)
     with trio.fail_after(60):
         async with (
-            controlling(str(tmp_path / "control"), backing, policy) as control,
+            controlling(str(scratch / "control"), backing, policy) as control,
             control.peer() as peer,
         ):
             with pytest.raises(trio.BrokenResourceError):
@@ -102,11 +102,11 @@ async def test_a_peer_that_never_reads_is_disconnected_in_time(
 
 
 async def test_unread_events_are_bounded(
-    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+    scratch: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = Policy(Limits(output=10_000))
     with trio.fail_after(60):
-        async with controlling(str(tmp_path / "control"), backing, policy) as control:
+        async with controlling(str(scratch / "control"), backing, policy) as control:
             async with control.peer():
                 (served,) = control.server.peers
                 event = b"x" * 5000
@@ -168,12 +168,12 @@ async def test_replies_to_what_came_together_go_together(
 
 
 async def test_one_reply_may_be_longer_than_the_limit(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     policy = Policy(Limits(output=1000, message=2 << 20))
     with trio.fail_after(60):
         async with (
-            controlling(str(tmp_path / "control"), backing, policy) as control,
+            controlling(str(scratch / "control"), backing, policy) as control,
             control.peer() as peer,
         ):
             long = "x" * (1 << 20)

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def serving(
-    tmp_path: Path, backing: Backing, rules: Semantics, policy: Policy | None = None
+    scratch: Path, backing: Backing, rules: Semantics, policy: Policy | None = None
 ) -> AsyncIterator[Control]:
     """A control socket with these rules, and a file of eight pages, /guest."""
     with trio.fail_after(60):
-        path = str(tmp_path / "control")
+        path = str(scratch / "control")
         async with controlling(path, backing, policy, rules) as control:
             control.make("guest", 8)
             yield control
@@ -52,10 +52,10 @@ async def serving(
 
 
 async def test_query_semantics_runs_no_code_of_a_user(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     """The plans are computed before the mount is made, and never again."""
-    path = tmp_path / "mine.py"
+    path = scratch / "mine.py"
     path.write_text(
         "from inaccfs.semantics import V8\n"
         "class Mine(V8):\n"
@@ -67,17 +67,17 @@ async def test_query_semantics_runs_no_code_of_a_user(
         "        return super().plan(punches=punches)\n"
     )
     rules = load.load(f"{path}:Mine")
-    async with serving(tmp_path, backing, rules) as control, control.peer() as peer:
+    async with serving(scratch, backing, rules) as control, control.peer() as peer:
         for _ in range(2):
             assert (await peer.do("query-semantics"))["events"] == ["INVALIDATE"]
 
 
 async def test_a_value_that_no_message_can_have_is_a_bug_of_one_command(
-    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+    scratch: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bad value in a return, and one in the text of an error."""
     rules = mine(source="\udcff")
-    async with serving(tmp_path, backing, rules) as control, control.peer() as peer:
+    async with serving(scratch, backing, rules) as control, control.peer() as peer:
         control.daemon.error = OSError(errno.EINVAL, "\udcff")
         for command in ("query-semantics", "query-status"):
             assert (await peer.do(command)).startswith("EIO: a bug")
@@ -104,10 +104,10 @@ async def test_the_fd_with_a_value_that_no_message_can_have_is_closed(
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 async def test_each_has_the_commands_that_it_lists_and_refuses_the_others(
-    tmp_path: Path, backing: Backing, version: type[Semantics]
+    scratch: Path, backing: Backing, version: type[Semantics]
 ) -> None:
     async with (
-        serving(tmp_path, backing, version()) as control,
+        serving(scratch, backing, version()) as control,
         control.peer() as peer,
     ):
         reply = await peer.do("query-semantics")
@@ -144,9 +144,9 @@ async def test_each_has_the_commands_that_it_lists_and_refuses_the_others(
 
 
 async def test_a_range_that_cannot_be_bound_is_refused(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
-    async with serving(tmp_path, backing, Bind()) as control, control.peer() as peer:
+    async with serving(scratch, backing, Bind()) as control, control.peer() as peer:
         for start, end in ((4, 4), (5, 4), (8, 1)):
             refusal = await peer.do("bind", file="/guest", start=start, end=end)
             assert refusal.startswith(f"EINVAL: no pages from {start} to {end}")
@@ -169,11 +169,11 @@ async def test_a_range_that_cannot_be_bound_is_refused(
 
 
 async def test_a_guest_memfd_is_bound_inside_its_size(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     """EINVAL of kvm_gmem_bind()."""
     async with (
-        serving(tmp_path, backing, GuestMemfd()) as control,
+        serving(scratch, backing, GuestMemfd()) as control,
         control.peer() as peer,
     ):
         for start, end in ((0, 9), (8, 9), (100, 101)):
@@ -183,10 +183,10 @@ async def test_a_guest_memfd_is_bound_inside_its_size(
         assert "notifier" in await peer.do("bind", file="/guest", start=0, end=8)
 
 
-async def test_ranges_that_may_overlap_do(tmp_path: Path, backing: Backing) -> None:
+async def test_ranges_that_may_overlap_do(scratch: Path, backing: Backing) -> None:
     """QEMU's SMRAM is an alias slot. A binding is exclusive only on request."""
     rules = mine(Bind, exclusive=False)
-    async with serving(tmp_path, backing, rules) as control, control.peer() as peer:
+    async with serving(scratch, backing, rules) as control, control.peer() as peer:
         for start, end in ((0, 8), (2, 4), (2, 4)):
             made = await peer.do("bind", file="/guest", start=start, end=end)
             assert "notifier" in made
@@ -197,8 +197,8 @@ async def test_ranges_that_may_overlap_do(tmp_path: Path, backing: Backing) -> N
         assert refusal.startswith("EINVAL: pages 8 to 9 are bound already")
 
 
-async def test_bindings_go_with_their_peer(tmp_path: Path, backing: Backing) -> None:
-    async with serving(tmp_path, backing, Bind()) as control:
+async def test_bindings_go_with_their_peer(scratch: Path, backing: Backing) -> None:
+    async with serving(scratch, backing, Bind()) as control:
         for _ in range(3):
             async with control.peer() as peer:
                 await peer.do("bind", file="/guest", start=0, end=8)
@@ -209,10 +209,10 @@ async def test_bindings_go_with_their_peer(tmp_path: Path, backing: Backing) -> 
 
 
 async def test_an_unbound_page_has_the_errno_of_the_version(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     for number, (rules, name) in enumerate(((Bind(), "EINVAL"), (GuestMemfd(), "EIO"))):
-        directory = tmp_path / str(number)
+        directory = scratch / str(number)
         directory.mkdir()
         async with (
             serving(directory, backing, rules) as control,
@@ -231,10 +231,10 @@ async def test_an_unbound_page_has_the_errno_of_the_version(
 
 
 async def test_poison_outlives_the_command_that_reports_it(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     """It does so even if no process has the file open."""
-    async with serving(tmp_path, backing, V10()) as control, control.peer() as peer:
+    async with serving(scratch, backing, V10()) as control, control.peer() as peer:
         refusal = await peer.do("memory-failure", file="/guest", offset=3)
         assert refusal == "ENXIO: page 3 is a hole: it has no memory that could fail"
         node = control.namespace.find(b"/guest")
@@ -255,11 +255,11 @@ async def test_poison_outlives_the_command_that_reports_it(
 
 
 async def test_without_references_nothing_is_counted(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     rules, policy = mine(references="none"), Policy(Limits(pages=8))
     async with (
-        serving(tmp_path, backing, rules, policy) as control,
+        serving(scratch, backing, rules, policy) as control,
         control.peer() as peer,
     ):
         for _ in range(3):
@@ -271,11 +271,11 @@ async def test_without_references_nothing_is_counted(
 
 
 async def test_a_peer_that_keeps_pages_locked_is_disconnected(
-    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+    scratch: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = Policy(ack_seconds=0.05)
     async with (
-        serving(tmp_path, backing, V7(), policy) as control,
+        serving(scratch, backing, V7(), policy) as control,
         control.peer() as peer,
     ):
         await peer.do("get-pfn", file="/guest", offset=3)
@@ -289,11 +289,11 @@ async def test_a_peer_that_keeps_pages_locked_is_disconnected(
 
 @pytest.mark.parametrize("how", ["hangs up", "breaks"])
 async def test_a_peer_that_reports_poison_may_go_in_the_middle(
-    tmp_path: Path, backing: Backing, how: str
+    scratch: Path, backing: Backing, how: str
 ) -> None:
     """The others have got a start event, and still get the end event."""
     async with (
-        serving(tmp_path, backing, GuestMemfd()) as control,
+        serving(scratch, backing, GuestMemfd()) as control,
         control.peer() as other,
         control.peer() as teller,
     ):
@@ -316,10 +316,10 @@ async def test_a_peer_that_reports_poison_may_go_in_the_middle(
 
 
 async def test_a_peer_that_its_own_command_waits_for_may_go(
-    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+    scratch: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The daemon no longer waits for its answer, and does not log a missing answer."""
-    async with serving(tmp_path, backing, GuestMemfd()) as control:
+    async with serving(scratch, backing, GuestMemfd()) as control:
         for page, how in enumerate(("hangs up", "breaks")):
             async with control.peer() as teller:
                 await teller.do("bind", file="/guest", start=0, end=8)
