@@ -264,6 +264,8 @@ def test_words_of_users(
     # Accepted options get as far as the start of a daemon.
     taken: list[object] = []
     monkeypatch.setattr("inaccfs.launch.start_daemon", _not_started(taken))
+    mountpoint = tmp_path / "mountpoint"
+    mountpoint.mkdir()
     dice = random.Random(SEED)
     refused = 0
     for number in range(times(1500)):
@@ -274,7 +276,7 @@ def test_words_of_users(
             if dice.random() < 0.4:
                 value = mutated(dice, value.encode(errors="replace")).decode("latin-1")
             words.append(f"{dice.choice(_WORDS)}={value}".replace("-o=", "-o"))
-        words.append(str(tmp_path))
+        words.append(str(mountpoint))
         try:
             status = main(words)
         except SystemExit as exc:
