@@ -63,9 +63,9 @@ CALLS: Final[dict[str, str]] = {
     "inaccfs.mmcalls.populate": "ENOMEM EFAULT EHWPOISON EAGAIN",
     "inaccfs.mmcalls.pages_there": "EOPNOTSUPP ENOMEM",
     "inaccfs.uring.update_buffers": "ENOMEM EFAULT EINTR",
-    # --- waiting --- Calls of trio and ours. EPOLL_CTL_ADD only: for EPOLL_CTL_MOD the
-    # kernel needs neither room nor memory (fs/eventpoll.c), and trio could not go on if
-    # it failed.
+    # --- waiting ---
+    # Calls of trio and ours. EPOLL_CTL_ADD only: for EPOLL_CTL_MOD the kernel needs
+    # neither room nor memory (fs/eventpoll.c), and trio could not go on if it failed.
     "select.epoll.register": "ENOSPC ENOMEM",
     # --- processes and threads ---
     "os.fork": "EAGAIN ENOMEM",

@@ -258,7 +258,10 @@ _VALUES: Final = (
 
 
 def test_words_of_users(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Each command line is accepted, or refused in one line with status 1 or 2."""
     # Accepted options get as far as the start of a daemon.
@@ -270,7 +273,7 @@ def test_words_of_users(
     refused = 0
     for number in range(times(1500)):
         words = ["mount", "--log", str(tmp_path / "log")]
-        words += ["--control", str(tmp_path / "control")]
+        words += ["--control", str(scratch / "control")]
         for _ in range(dice.randrange(1, 4)):
             value = dice.choice(_VALUES)
             if dice.random() < 0.4:

@@ -172,9 +172,13 @@ class Ahead:
 
     def close(self) -> None:
         """Take down the mounts that no test needed."""
-        for made in [*self._used, *(each.result() for each in self._next)]:
-            made.close()
-        self._pool.shutdown()
+        with ExitStack() as stack:
+            stack.callback(self._pool.shutdown)
+            # Each is closed, even if the end of another one is bad.
+            for made in self._used:
+                stack.callback(made.close)
+            for each in self._next:
+                stack.callback(lambda each=each: each.result().close())
 
 
 @pytest.fixture(scope="session")

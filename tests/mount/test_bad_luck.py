@@ -170,6 +170,7 @@ def test_a_control_path_that_the_mount_would_cover(point: Path) -> None:
         pytest.fail("nobody could connect")
 
 
+@support.needs_root
 @pytest.mark.parametrize("limit", [8, 20, 63])
 def test_a_limit_of_open_files_that_is_no_use(point: Path, limit: int) -> None:
     """Without CAP_SYS_RESOURCE, with which the daemon would raise it."""

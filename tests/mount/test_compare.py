@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from tests.mount.support import (
     ENVIRONMENT,
     PATIENCE,
     TOP,
+    ask_until,
     inaccfs_command,
     wait_for_exit,
 )
@@ -149,24 +149,27 @@ def test_a_script_that_ends_its_process(compare: Compare, call: str, how: str) -
 def test_a_script_that_hangs_ends_with_the_comparison(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    fifo, script = tmp_path / "fifo", tmp_path / "script.py"
-    os.mkfifo(fifo)
+    pids, script = tmp_path / "pids", tmp_path / "script.py"
     script.write_text(
         dedent(f"""
             import os, signal
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            with open({str(fifo)!r}, "w") as file:
+            with open("{pids}.new", "w") as file:
                 print(os.getpid(), mount.pid, file=file)
+            os.rename("{pids}.new", "{pids}")
             while True:
                 signal.pause()
         """)
     )
-    comparing = subprocess.Popen(
-        inaccfs_command("compare", script, *TWO), env=ENVIRONMENT
-    )
-    runs, daemon = map(int, fifo.read_text().split())
-    comparing.send_signal(number)
-    assert comparing.wait(PATIENCE) == -number
+    command = inaccfs_command("compare", script, *TWO)
+    with subprocess.Popen(command, env=ENVIRONMENT) as comparing:
+        try:
+            ask_until(lambda: pids.exists() or comparing.poll() is not None)
+            runs, daemon = map(int, pids.read_text().split())
+            comparing.send_signal(number)
+            assert comparing.wait(PATIENCE) == -number
+        finally:
+            comparing.kill()
     # Neither is a child of ours.
     wait_for_exit(runs)
     wait_for_exit(daemon)

@@ -119,6 +119,8 @@ def test_a_daemon_that_is_stopped_goes_too(number: signal.Signals) -> None:
         it.holder.wait(PATIENCE)
         it.assert_gone()
 
+
+def test_files_that_others_have_open_do_not_keep_it() -> None:
     with (
         held() as it,
         support.opened(it.path / "file", os.O_CREAT | os.O_RDWR) as fd,

@@ -205,21 +205,22 @@ def test_events_are_printed_and_answered_by_hand(
 ) -> None:
     with watching(mount) as process:
         say(process, "register-notifier file=/guest0")
-        assert said(process) == {"notifier": 1}
+        number = said(process)["notifier"]
         with subprocess.Popen(
             ["fallocate", "-p", "-o", f"{PAGE}", "-l", f"{2 * PAGE}", guest]
         ) as punch:
             output = said(process)
             assert output["event"] == "INVALIDATE"
             data = output["data"]
-            assert (data["notifier"], data["start"], data["end"]) == (1, 1, 3)
+            assert (data["notifier"], data["start"], data["end"]) == (number, 1, 3)
             # A command that waits for the punch does not delay the answer.
             say(process, "register-notifier file=/guest0")
             assert punch.poll() is None
-            say(process, f"invalidate-done notifier=1 sequence={data['sequence']}")
+            answer = f"notifier={number} sequence={data['sequence']}"
+            say(process, f"invalidate-done {answer}")
             assert said(process) == {}
             assert punch.wait(PATIENCE) == 0
-        assert said(process) == {"notifier": 2}
+        assert said(process) == {"notifier": number + 1}
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(PATIENCE) == 0

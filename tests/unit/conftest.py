@@ -110,9 +110,9 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+def daemon(scratch: Path) -> Iterator[FakeDaemon]:
     """A daemon of a test's own, for clients."""
     with no_fds_leak():
-        made = FakeDaemon(str(tmp_path / "socket"))
+        made = FakeDaemon(str(scratch / "socket"))
         yield made
         made.close()
