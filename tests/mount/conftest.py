@@ -178,7 +178,11 @@ class Ahead:
             for made in self._used:
                 stack.callback(made.close)
             for each in self._next:
-                stack.callback(lambda each=each: each.result().close())
+                stack.callback(self._close_unused, each)
+
+    @staticmethod
+    def _close_unused(made: Future[Made]) -> None:
+        made.result().close()
 
 
 @pytest.fixture(scope="session")
