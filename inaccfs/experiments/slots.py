@@ -57,8 +57,8 @@ class _Guest:
             file.set_memory_attributes(page, 1, private)
 
     def make(self, fd: int) -> None:
-        # If pages are converted in place, there is no other half.
-        half = None if self.vm.in_place else self._half
+        # If shared pages are the file's, there is no other half.
+        half = None if self.vm.shared_in_file else self._half
         self.vm.set_user_memory_region(
             *(0, 0, _SIZE), private_fd=fd, shared=half, flags=KVM_MEM_PRIVATE
         )

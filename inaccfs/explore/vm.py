@@ -42,8 +42,12 @@ class ExploredVM(VM):
         """Find counters that do not agree with what is mapped."""
         if any(slot.end_gfn - 1 not in self.places for slot in self.slots):
             return
-        counters = self._mmu.counters
-        there = sum(self.spte(gfn) is not None for gfn in self.places)
+        mmu = self._mmu
+        counters = mmu.counters
+        there = sum(
+            (mmu.table.walk(gfn) or mmu.shared_table.walk(gfn)) is not None
+            for gfn in self.places
+        )
         if there != self.balance():
             schedule.violate(
                 "miscounted",

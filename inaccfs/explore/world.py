@@ -203,10 +203,13 @@ class World:
         file = self._numbers.get(os.fstat(fd).st_ino)
         if file is not None:
             vm.places.add({gfn + each: (file, page + each) for each in range(pages)})
+        # Shared pages of the VMM are not judged by what they contain.
+        shared = vm.in_place and not vm.shared_in_file
         vm.set_user_memory_region(
             *(number, gfn * PAGE_SIZE, pages * PAGE_SIZE),
             private_fd=fd,
             private_offset=page * PAGE_SIZE,
+            shared=bytearray(pages * PAGE_SIZE) if shared else None,
             flags=KVM_MEM_PRIVATE,
         )
 
@@ -263,7 +266,7 @@ class World:
         lost = [
             vm.places[gfn]
             for gfn in range(first, end)
-            if not (private or vm.in_place) and gfn in vm.places
+            if not (private or vm.shared_in_file) and gfn in vm.places
         ]
         for place in lost:
             self._lose(place, self.cells.punch_begins)

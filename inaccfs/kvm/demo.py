@@ -81,7 +81,8 @@ class Demo:
             self._vcpu.write(8 << PAGE_SHIFT, b"for all to see", private=False)
         except MemoryFaultExit as exc:
             self._show(f"exit: {exc}")
-            half = ", in place" if self._vm.in_place else ", punches its private half,"
+            in_place = self._vm.shared_in_file
+            half = ", in place" if in_place else ", punches its private half,"
             self._show(f"the VMM converts the page{half} and retries")
             self._vmm.handle(exc)
         self._vcpu.write(8 << PAGE_SHIFT, b"for all to see", private=False)

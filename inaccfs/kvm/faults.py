@@ -10,11 +10,11 @@ The order is written once, as generators of steps; `Sync.drive` performs them.
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from inaccfs.client.errors import ConnectionLostError
-from inaccfs.kvm.faultsteps import Ask, Get, Point, Put, Reach, Touch, Wait
+from inaccfs.kvm.faultsteps import Ask, Get, Look, Point, Put, Reach, Touch, Wait
 from inaccfs.kvm.uapi import (
     EXIT_FLAGS,
     PAGE_SHIFT,
@@ -105,10 +105,6 @@ class Faults:
         try:
             fault = _Fault(slot, backing, gfn, gfn + 1, seq, private, touched=True)
             mapped = yield from self._map(fault)
-            if mapped:
-                # Do this while the slot has a user, and not in guest mode: it asks the
-                # daemon.
-                yield Reach(backing, slot.pgoff(gfn) + 1)
         finally:
             mmu.leave(slot)
         if not mapped:
@@ -142,8 +138,8 @@ class Faults:
             seq = mmu.invalidation.seq
             slot = mmu.slots.find(gfn)
             end = end if slot is None else min(end, slot.end_gfn)
-            if mmu.in_place and mmu.is_served(slot):
-                # The attribute comes from the file, with the frames.
+            if mmu.in_place and mmu.uses_file(slot):
+                # The attribute comes from the file.
                 private = True
             else:
                 private, end = mmu.attributes.run(gfn, end)
@@ -170,32 +166,28 @@ class Faults:
                 touched: int = yield Touch(mmu, slot, gfn, end)
                 return touched
             assert backing is not None
-            if mmu.in_place and mmu.rules.kvm_attribute_read == "before get-pfn":
-                pgoff = slot.pgoff(gfn)
-                private, stop = yield Ask(backing, pgoff)
-                end = min(end, gfn + stop - pgoff)
+            if mmu.asks_first:
+                private, stop = yield Ask(mmu, slot, gfn)
+                end = min(end, stop)
+                if not (private or mmu.shared_in_file):
+                    if mmu.rules.kvm_pre_fault == "private":
+                        return end
+                    end = yield Look(slot, gfn, end)
             said = private if mmu.protected else None
             fault = _Fault(slot, backing, gfn, end, seq, said, touched=False)
             mapped = yield from self._map(fault)
-            if mapped:
-                # Then the first access needs no fault. If this fails, the access
-                # reports it.
-                with suppress(PermissionError):
-                    yield Reach(backing, slot.pgoff(end))
         finally:
             mmu.leave(slot)
         return end if mapped else gfn
 
     def _map(self, fault: _Fault) -> Generator[Step, Any, bool]:
         """Map gfns of one slot; return True if mapped, False to retry."""
-        mmu, hook = self._mmu, self._hook
-        slot, backing, gfn, end = fault.slot, fault.backing, fault.gfn, fault.end
-        pgoff = slot.pgoff(gfn)
+        mmu = self._mmu
         private: bool | None = None
-        if mmu.in_place and mmu.rules.kvm_attribute_read == "before get-pfn":
+        if mmu.asks_first:
             if fault.touched:
                 try:
-                    private, _ = yield Ask(backing, pgoff)
+                    private, _ = yield Ask(mmu, fault.slot, fault.gfn)
                 except ConnectionError:
                     raise
                 except OSError as exc:
@@ -204,6 +196,36 @@ class Faults:
                     self._check_kind(fault, private)
             else:
                 private = fault.private
+            if not (private or mmu.shared_in_file):
+                return (yield from self._map_vmm(fault))
+        return (yield from self._map_file(fault, private))
+
+    def _map_vmm(self, fault: _Fault) -> Generator[Step, Any, bool]:
+        """Map shared pages of the memory that the VMM gave: without get-pfn."""
+        mmu, hook, slot = self._mmu, self._hook, fault.slot
+        gfn, end = fault.gfn, fault.end
+        if hook is not no_hook:
+            yield Point(hook, "fault:begin", gfn, end)
+        if fault.touched:
+            yield Look(slot, gfn, end)
+        if hook is not no_hook:
+            yield Point(hook, "fault:before_install", gfn, end)
+        with mmu.lock:
+            if mmu.invalidation.retry(fault.seq, gfn, end):
+                mmu.counters.retries += 1
+                return False
+            mmu.install_locked(slot, gfn, gfn, end - gfn, 0, shared=True)
+            if not fault.touched:
+                mmu.counters.prefaulted += end - gfn
+        return True
+
+    def _map_file(
+        self, fault: _Fault, private: bool | None
+    ) -> Generator[Step, Any, bool]:
+        """Map frames of the file. *private* is the attribute, if it is known."""
+        mmu, hook = self._mmu, self._hook
+        slot, backing, gfn, end = fault.slot, fault.backing, fault.gfn, fault.end
+        pgoff = slot.pgoff(gfn)
         if hook is not no_hook:
             yield Point(hook, "fault:begin", gfn, end)
         try:
@@ -240,7 +262,13 @@ class Faults:
                         mmu.counters.prefaulted += end - gfn
         finally:
             yield Put(backing, found)
-        return not retry
+        if retry:
+            return False
+        # Do this while the slot has a user, and not in guest mode: it asks the daemon.
+        # After a pre-fault the first access needs no fault; and it reports an error.
+        with nullcontext() if fault.touched else suppress(PermissionError):
+            yield Reach(backing, slot.pgoff(end))
+        return True
 
     def _make_private(
         self, found: Sequence[Frames], shift: int, gfn: int, end: int
@@ -303,7 +331,7 @@ class Faults:
             # changes that.
             return bool(fault.private)
         try:
-            private, _ = yield Ask(fault.backing, fault.slot.pgoff(fault.gfn))
+            private, _ = yield Ask(self._mmu, fault.slot, fault.gfn)
         except ConnectionError:
             raise
         except OSError:

@@ -47,13 +47,21 @@ class Get(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Ask the daemon whether a page is private, and where the pages alike end."""
+    """Ask the daemon whether a gfn is private, and where the gfns alike end."""
 
-    backing: BackingFile
-    pgoff: int
+    mmu: Mmu
+    slot: MemorySlot
+    gfn: int
 
     def __call__(self) -> tuple[bool, int]:
-        return self.backing.attribute(self.pgoff)
+        slot, backing = self.slot, self.slot.backing
+        assert backing is not None
+        pgoff = slot.pgoff(self.gfn)
+        private, end = backing.attribute(pgoff)
+        if private and not self.mmu.shared_in_file and backing.released:
+            # The file has gone, and with it the attributes: all is shared.
+            return False, slot.end_gfn
+        return private, self.gfn + end - pgoff
 
 
 class Put(NamedTuple):
@@ -87,22 +95,21 @@ class Wait(NamedTuple):
         self.mmu.wait(self.start, self.end)
 
 
-class Touch(NamedTuple):
-    """Map shared pages: KVM looks each up in the VMM's page table, as by touching it.
+class Look(NamedTuple):
+    """Look shared pages up in the VMM's page table, as by touching them.
 
-    The result is the gfn to go on at.
+    The result is the gfn after those that have memory.
 
     Raises:
         OSError: EFAULT where the VMM has no memory for the first of them.
     """
 
-    mmu: Mmu
     slot: MemorySlot
     start: int
     end: int
 
     def __call__(self) -> int:
-        mmu, slot = self.mmu, self.slot
+        slot = self.slot
         if slot.shared is None:
             raise OSError(errno.EFAULT, f"slot {slot.id} has no shared memory")
         for gfn in range(self.start, self.end):
@@ -112,10 +119,25 @@ class Touch(NamedTuple):
                 if gfn == self.start:
                     raise
                 return gfn
-            with mmu.lock:
-                if not mmu.attributes.is_private(gfn):
-                    mmu.shared.map(gfn, gfn + 1)
         return self.end
 
 
-Step: TypeAlias = Ask | Point | Get | Put | Reach | Touch | Wait
+class Touch(NamedTuple):
+    """Map shared pages, if the VM has the attributes. As `Look`."""
+
+    mmu: Mmu
+    slot: MemorySlot
+    start: int
+    end: int
+
+    def __call__(self) -> int:
+        mmu = self.mmu
+        end = Look(self.slot, self.start, self.end)()
+        for gfn in range(self.start, end):
+            with mmu.lock:
+                if not mmu.attributes.is_private(gfn):
+                    mmu.shared.map(gfn, gfn + 1)
+        return end
+
+
+Step: TypeAlias = Ask | Get | Look | Point | Put | Reach | Touch | Wait

@@ -75,8 +75,16 @@ class Mmu:
         # Whether the VM has private memory.
         self.protected: Final = protected
         self._serves: Final = not protected and rules.kvm_default_vm == "served"
-        # Whether attributes are kept in files. Then these serve all accesses.
+        # Whether attributes are kept in files; and whether these have the shared pages,
+        # too. If not, shared pages are in the memory that the VMM gave.
         self.in_place: Final = rules.attributes == "file"
+        self.shared_in_file: Final = self.in_place and (
+            rules.kvm_shared_source == "file" or rules.mmap != "refused"
+        )
+        # Whether a fault reads the attribute before it gets the page.
+        self.asks_first: Final = self.in_place and (
+            rules.kvm_attribute_read == "before get-pfn" or not self.shared_in_file
+        )
         self._huge: Final = rules.kvm_huge and (
             # A huge page may have pages of both kinds, which only the file knows.
             not self.in_place or rules.granule == "huge page"
@@ -88,8 +96,9 @@ class Mmu:
         self.changed: Final = sync.condition(self.lock)
         self.invalidation: Final = invalidation or Invalidation()
         self.table: Final = PageTable()
-        # The mappings of a file's shared pages, where it has both kinds: KVM's direct
-        # root, beside the mirror root for the private ones.
+        # The mappings of the shared pages of slots whose file keeps the attributes:
+        # KVM's direct root, beside the mirror root for the private ones. If the pages
+        # are not in the file, their frames are unknown: the gfn stands for the pfn.
         self.shared_table: Final = PageTable()
         self.attributes: Final = MemoryAttributes(
             default_private=protected and default_private and not self.in_place
@@ -124,8 +133,13 @@ class Mmu:
 
     def is_served(self, slot: MemorySlot | None) -> bool:
         """KVM_MEMSLOT_GMEM_ONLY: whether the file serves all accesses to the slot."""
-        serves = self._serves or self.in_place
+        serves = self.shared_in_file if self.in_place else self._serves
         return serves and slot is not None and slot.backing is not None
+
+    def uses_file(self, slot: MemorySlot | None) -> bool:
+        """Whether the file serves all accesses to the slot, or the private ones."""
+        private = self.protected and slot is not None and slot.backing is not None
+        return private or self.is_served(slot)
 
     @contextmanager
     def hold(self, slot: MemorySlot) -> Iterator[bool]:
@@ -310,8 +324,7 @@ class Mmu:
     ) -> None:
         """Map the frames of a fault: contiguous ones, of folios of one order.
 
-        With mmu_lock, after `Invalidation.retry`. *shared* is for a file's shared
-        pages, where it has both kinds.
+        With mmu_lock, after `Invalidation.retry`. *shared* is for `shared_table`.
         """
         table = self.shared_table if shared else self.table
         if pages == 1:
@@ -378,5 +391,8 @@ class Mmu:
             )
 
     def walk(self, gfn: int) -> Spte | None:
-        """The mapping of *gfn*, of whichever kind; None if there is none."""
-        return self.table.walk(gfn) or self.shared_table.walk(gfn)
+        """The mapping of *gfn* to a frame of a file; None if there is none."""
+        spte = self.table.walk(gfn)
+        if spte is None and self.shared_in_file:
+            spte = self.shared_table.walk(gfn)
+        return spte

@@ -87,8 +87,8 @@ def _of_slot(vm: VM, slot: MemorySlot, start: int, end: int) -> Iterator[str]:
     allocated = _allocated(slot, start, end)
     for gfn, there in zip(range(start, end), allocated, strict=True):
         if slot.backing is None or not vm.is_private(gfn):
-            # In place, a page has one copy of its content, private or shared.
-            yield DOUBLE if there and not vm.in_place else SHARED
+            # If the file has the shared pages, too, a page has one copy of its content.
+            yield DOUBLE if there and not vm.shared_in_file else SHARED
         elif (spte := vm.spte(gfn)) is not None:
             yield MAPPED[spte.level]
         else:

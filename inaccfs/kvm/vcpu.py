@@ -200,27 +200,44 @@ class Vcpu:
     def _in_file(
         self, gpa: int, end: int, transfer: _Read | _Write, private: bool | None
     ) -> int:
-        """As `_private`, where files keep attributes and have both kinds of pages.
+        """As `_private`, where files keep attributes.
 
         A gfn in no slot with a file is shared: it loses its attribute with its slot.
         """
-        gfn = gpa >> PAGE_SHIFT
-        while self._mmu.is_served(self._mmu.slots.find(gfn)):
+        mmu, gfn = self._mmu, gpa >> PAGE_SHIFT
+        while mmu.uses_file(mmu.slots.find(gfn)):
             with self.guest_mode:
-                if stop := self._through_spte(gfn, gpa, end, transfer, private):
+                stop = self._through_spte(gfn, gpa, end, transfer, private)
+                if not (stop or private or mmu.shared_in_file):
+                    stop = self._in_vmm(gfn, gpa, end, transfer)
+                if stop:
                     return stop
             self._faults.resolve(gfn, private)
         if private:
-            with self._mmu.lock:
-                self._mmu.counters.exits += 1
-            raise memory_fault(self._mmu.rules, gfn, private=True)
+            with mmu.lock:
+                mmu.counters.exits += 1
+            raise memory_fault(mmu.rules, gfn, private=True)
         return self._shared(gpa, end, transfer)
+
+    def _in_vmm(self, gfn: int, gpa: int, end: int, transfer: _Read | _Write) -> int:
+        """As `_through_spte`, for a shared page of the memory that the VMM gave."""
+        mapped = self._mmu.shared_table.walk(gfn) is not None
+        slot = self._mmu.slots.find(gfn)
+        if not mapped or slot is None or slot.shared is None or slot.notifier_lost:
+            return 0
+        if self.hook is not no_hook:
+            self.hook("access", gfn, gfn + 1)
+        stop = min(end, (gfn + 1) << PAGE_SHIFT)
+        transfer.shared(slot.shared, gpa - (slot.base_gfn << PAGE_SHIFT), stop - gpa)
+        return stop
 
     def _walk(self, gfn: int, private: bool | None) -> Spte | None:
         mmu = self._mmu
         if private is None:
             return mmu.walk(gfn)
-        return (mmu.table if private else mmu.shared_table).walk(gfn)
+        if private:
+            return mmu.table.walk(gfn)
+        return mmu.shared_table.walk(gfn) if mmu.shared_in_file else None
 
     def _through_spte(
         self,

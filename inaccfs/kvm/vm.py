@@ -15,7 +15,7 @@ from inaccfs.kvm.faults import Faults
 from inaccfs.kvm.memory import PlainMemory
 from inaccfs.kvm.memslots import Region
 from inaccfs.kvm.mmu import Mmu
-from inaccfs.kvm.pagetable import ByLevel, merged
+from inaccfs.kvm.pagetable import ByLevel, PageTable, merged
 from inaccfs.kvm.slotchanges import SlotChanges
 from inaccfs.kvm.stats import Stats
 from inaccfs.kvm.sync import THREADS
@@ -324,8 +324,16 @@ class VM:
         """Whether attributes are kept in files, whose pages are converted in place."""
         return self._mmu.in_place
 
+    @property
+    def shared_in_file(self) -> bool:
+        """Whether a slot's shared pages are those of its file: kvm_shared_source."""
+        return self._mmu.shared_in_file
+
     def spte(self, gfn: int) -> Spte | None:
-        """The frame that *gfn* is mapped to, and at what level; None if not mapped."""
+        """The frame that *gfn* is mapped to, and at what level; None if not mapped.
+
+        The frames of memory that the VMM gave are unknown: see `Stats.mapped_shared`.
+        """
         return self._mmu.walk(gfn)
 
     def sptes(self) -> Iterator[tuple[int, Spte]]:
@@ -340,13 +348,12 @@ class VM:
         With *end* it walks only the gfns from *start* to *end*: cheaper if they are
         few.
         """
+        mmu = self._mmu
+        shared_table = mmu.shared_table if mmu.shared_in_file else PageTable()
         if end is not None:
-            return merged(
-                self._mmu.table.walked(start, end),
-                self._mmu.shared_table.walked(start, end),
-            )
-        with self._mmu.lock:
-            private, shared = self._mmu.table.copy(), self._mmu.shared_table.copy()
+            return merged(mmu.table.walked(start, end), shared_table.walked(start, end))
+        with mmu.lock:
+            private, shared = mmu.table.copy(), shared_table.copy()
         return merged(private.runs(), shared.runs())
 
     def stale_sptes(self, start: int = 0, end: int | None = None) -> list[StaleSpte]:

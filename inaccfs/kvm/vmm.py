@@ -100,8 +100,8 @@ class Vmm:
     def convert(self, gpa: int, size: int, *, private: bool) -> None:
         """Make bytes of whole pages private or shared, and discard the other half.
 
-        Where attributes are kept in files, pages are converted there, for all VMs, and
-        nothing is discarded.
+        Where attributes are kept in files, pages are converted there, for all VMs. If a
+        file has shared pages, too, nothing is discarded.
 
         Raises:
             OSError: set_memory_attributes() or fallocate(2) failed; EAGAIN where a page
@@ -110,8 +110,7 @@ class Vmm:
         with self._lock:
             if not self._vm.in_place:
                 self._vm.set_memory_attributes(gpa, size, private=private)
-                if not self._discard:
-                    return
+            discards = self._discard and not self._vm.shared_in_file
             first, end = gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT
             for slot in self._vm.slots:
                 start, stop = max(first, slot.base_gfn), min(end, slot.end_gfn)
@@ -122,9 +121,9 @@ class Vmm:
                         if self._vm.in_place:
                             pgoff = slot.pgoff(start)
                             slot.backing.convert(pgoff, stop - start, private=private)
-                        elif private:
+                        if discards and private:
                             discard_shared(slot, start, stop)
-                        else:
+                        elif discards:
                             discard_private(slot, start, stop, self._fallocate)
 
 

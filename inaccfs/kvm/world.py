@@ -107,7 +107,9 @@ class World:
             "bracket": "invalidate:begin",
         }.get(semantics.order)
         self.vm: Final = VM(shim, hooks=self._hook)
-        self.vmm: Final = Vmm(self.vm)
+        # In place, a conversion changes no content that is not zeroed: of two halves
+        # both stay.
+        self.vmm: Final = Vmm(self.vm, discard=not self.vm.in_place)
         self.oracle: Final = Oracle()
         self.file: Final = self.oracle.cells("file page", FILE_PAGES)
         # As in a VMM: taken to change slots and to convert.
@@ -181,7 +183,7 @@ class World:
         private = self.file[pgoff : pgoff + pages]
         shared = (
             private
-            if self.vm.in_place
+            if self.vm.shared_in_file
             else self.oracle.cells(f"slot {slot} at {base_gfn:#x}, shared page", pages)
         )
         window = Window(*(slot, base_gfn, pages, pgoff), private, shared)

@@ -20,6 +20,7 @@ KvmBadFd: TypeAlias = Literal["EINVAL", "EBADF"]
 KvmPreFaultError: TypeAlias = Literal["ENOENT", "EFAULT"]
 KvmPreFault: TypeAlias = Literal["private", "all"]
 KvmAttributeRead: TypeAlias = Literal["before get-pfn", "with the page"]
+KvmSharedSource: TypeAlias = Literal["file", "file if mappable"]
 
 
 class KvmRules:
@@ -33,6 +34,10 @@ class KvmRules:
     # command of its own, which takes no lock, like kvm_mem_is_private(); or "with the
     # page", from the return of get-pfn.
     kvm_attribute_read: ClassVar[KvmAttributeRead]
+    # Where the shared pages of a slot are, if the file keeps the attributes: in the
+    # "file"; or in the "file if mappable", and with `mmap` "refused" in the memory that
+    # the VMM gave for the slot.
+    kvm_shared_source: ClassVar[KvmSharedSource]
     # What decides whether an access is private where the guest does not say so: the
     # "guest", whose accesses are private unless it says shared (the C-bit of SEV-SNP,
     # the shared bit of TDX); or the "attribute" (KVM_X86_SW_PROTECTED_VM).
@@ -88,6 +93,8 @@ class V8Kvm(KvmRules):
 
     kvm_default_attribute: ClassVar[KvmAttribute] = "private"
     kvm_attribute_read: ClassVar[KvmAttributeRead] = "with the page"
+    # Used only where the attributes are kept in the file.
+    kvm_shared_source: ClassVar[KvmSharedSource] = "file if mappable"
     kvm_access: ClassVar[KvmAccess] = "guest"
     kvm_mismatch: ClassVar[KvmMismatch] = "slots with a file"
     kvm_no_slot: ClassVar[KvmNoSlot] = "exit"

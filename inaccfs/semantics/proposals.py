@@ -14,6 +14,8 @@ from inaccfs.semantics.versions import GuestMemfd, GuestMemfdShared
 
 if TYPE_CHECKING:
     from inaccfs.semantics.attributes import EventKinds, Population
+    from inaccfs.semantics.kvm import KvmSharedSource
+    from inaccfs.semantics.rules import Mmap
 
 GUEST_MEMFD_MAGIC: Final = 0x474D454D
 
@@ -52,7 +54,8 @@ class InPlaceV8(GuestMemfd72):
 
     name = "in-place-v8"
     source = "KVM: guest_memfd: in-place conversion, v8, 46 patches, 18 June 2026"
-    mmap = "SIGBUS"
+    # With GUEST_MEMFD_FLAG_MMAP; without it "refused".
+    mmap: ClassVar[Mmap] = "SIGBUS"
     kvm_default_vm = "served"
     attributes = "file"
     kinds: ClassVar[EventKinds] = "present"
@@ -74,6 +77,8 @@ class InPlaceNext(InPlaceV8):
     conversion_kinds = "opposite"
     kinds = "both"
     pin_check = "pins first"
+    # KVM_MEMSLOT_GMEM_ONLY is set for every file whose pages are converted in place.
+    kvm_shared_source: ClassVar[KvmSharedSource] = "file"
     # get_pfn returns only the pfn, which is valid until the next invalidation.
     references = "none"
     binding = "prepared"

@@ -19,6 +19,12 @@ class Race(InPlaceV8):
     kvm_attribute_read = "before get-pfn"
 
 
+class NoMmap(InPlaceV8):
+    """Shared pages are in the memory that the VMM gave."""
+
+    mmap = "refused"
+
+
 @pytest.mark.parametrize(
     ("name", "rules", "kvm"),
     some(
@@ -26,6 +32,7 @@ class Race(InPlaceV8):
             ("convert-in-place", InPlaceV8(), "kvm"),
             ("convert-in-place", Race(), "kvm"),
             ("convert-in-place", InPlaceNext(), "no-retry"),
+            ("convert-two-vms", NoMmap(), "no-retry"),
             ("convert-two-vms", InPlaceNext(), "kvm"),
             ("dma", InPlaceV8(), "kvm"),
             ("dma-punch", V8(), "kvm"),

@@ -414,7 +414,13 @@ def test_stress_converts_in_place_and_freezes(semantics: str) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    ['content = "zeroed"', 'content = "refused"', 'pinned_punch = "refused"'],
+    [
+        'content = "zeroed"',
+        'content = "refused"',
+        'pinned_punch = "refused"',
+        'mmap = "refused"',
+        'mmap, content = "refused", "zeroed"',
+    ],
 )
 def test_stress_knows_what_rules_of_ones_own_do_to_pages(
     rule: str, tmp_path: Path

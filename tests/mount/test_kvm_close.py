@@ -16,6 +16,7 @@ from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, Vmm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.fuse
 
@@ -46,7 +47,8 @@ class World:
             shared=mmap.mmap(-1, pages * PAGE),
             flags=KVM_MEM_PRIVATE,
         )
-        self.vm.set_memory_attributes(gpa, pages * PAGE, private=True)
+        if not self.vm.in_place:
+            self.vm.set_memory_attributes(gpa, pages * PAGE, private=True)
 
     def settle(self) -> None:
         """Wait until the daemon, and then the VM, have noticed each close."""
@@ -82,6 +84,28 @@ def test_the_last_close_takes_a_slots_memory(mainline: World) -> None:
     mainline.vm.set_memory_attributes(0x3000, PAGE, private=False)
     assert mainline.reads() == bytes(6)
     assert "Traceback" not in mainline.mount.log.read_text()
+
+
+def test_a_file_that_has_gone_is_shared(tmp_path: Path) -> None:
+    """kvm_gmem_is_private(): where shared pages are the VMM's, these stay."""
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from inaccfs.semantics import InPlaceV8\n\n\n"
+        'class NoMmap(InPlaceV8):\n    mmap = "refused"\n'
+    )
+    with ExitStack() as stack:
+        world = World(stack, f"{own}:NoMmap")
+        Vmm(world.vm).convert(0, PAGE, private=False)
+        world.vcpu.write(0, b"shared")
+        os.close(world.fd)
+        world.settle()
+        for private in (None, False):
+            assert world.vcpu.read(0, 6, private=private) == b"shared"
+            assert world.vcpu.read(0x3000, 6, private=private) == bytes(6)
+        assert world.vm.pre_fault_memory(0, 8 * PAGE) == (8 * PAGE, 0)
+        with pytest.raises(MemoryFaultExit) as caught:
+            world.vcpu.read(0x3000, 6, private=True)
+        assert (caught.value.flags, caught.value.errno) == (8, errno.EFAULT)
 
 
 def test_an_invalidation_comes_by_itself(mainline: World) -> None:

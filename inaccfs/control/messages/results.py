@@ -337,6 +337,9 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     kvm_default_attribute: str
     # "before get-pfn" or "with the page": when a fault reads the file's attribute.
     kvm_attribute_read: str
+    # "file" or "file if mappable": where shared pages are, if the file keeps the
+    # attributes; with `mmap` "refused", "file if mappable" is the VMM's memory.
+    kvm_shared_source: str
     # "guest" or "attribute": what decides whether an access is private.
     kvm_access: str
     # "slots with a file" or "every gfn": where a mismatch of the two exits.
