@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from inaccfs.deferring import Deferred
 from inaccfs.errors import NO_PROCESS, InaccfsError
 
 if TYPE_CHECKING:
@@ -37,11 +39,20 @@ def starting(what: str) -> Iterator[None]:
         raise InaccfsError(f"cannot start {what}: {NO_PROCESS}") from exc
 
 
+def fork() -> int:
+    """os.fork(), which loses an exception that a signal handler raises in its hooks."""
+    with Deferred() as deferred:
+        pid = os.fork()
+        if pid == 0:
+            deferred.drop()
+    return pid
+
+
 def end(process: subprocess.Popen[Any], seconds: float) -> None:
     """End a child by SIGTERM, and wait for it; kill it if it hangs after *seconds*.
 
-    Its `returncode` is None if it hangs in the kernel. In an exception handler this is
-    needed, for Popen does not wait after a KeyboardInterrupt.
+    Its `returncode` is None if it hangs in the kernel. Call it in exception handlers:
+    after a KeyboardInterrupt Popen's with block does not wait.
     """
     process.terminate()
     # A stopped process does not see SIGTERM.

@@ -42,6 +42,10 @@ class Deferred:
             number, frame = self._arrived.pop(0)
             self._before[signal.Signals(number)](number, frame)
 
+    def drop(self) -> None:
+        """Forget the signals that arrived: in a fork, they are for the parent."""
+        self._arrived.clear()
+
     def __enter__(self) -> Self:
         # Python runs signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():

@@ -16,6 +16,11 @@ NO_PROCESS: Final = (
 """What EAGAIN of fork(2) means, for a message."""
 
 
+def means_no_thread(exc: RuntimeError) -> bool:
+    """Whether no thread can be started; threading has no type of its own for that."""
+    return str(exc) == "can't start new thread"
+
+
 class InaccfsError(Exception):
     """A problem that the user can fix; the message says how, in one line."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from inaccfs import children, streams
+from inaccfs.deferring import Deferred
 from inaccfs.ending import NOTICE_SECONDS, wait_readable
 from inaccfs.errors import (
     NO_PROCESS,
@@ -67,7 +68,8 @@ def start_daemon(
     ready_read, ready_write = os.pipe()
     with ExitStack() as stack:
         stack.callback(os.close, ready_read)
-        with ExitStack() as handed:
+        # No signal may come between the start and the callback that ends the daemon.
+        with ExitStack() as handed, Deferred():
             handed.callback(os.close, ready_write)
             fds = {"--ready-fd": ready_write, "--mountpoint-fd": mountpoint.fd}
             options: list[str] = []
@@ -79,7 +81,7 @@ def start_daemon(
             for name, fd in fds.items():
                 options += [name, str(fd)]
             daemon = _spawn([*options, *words], list(fds.values()), stderr)
-        stack.callback(children.end, daemon, _ENDING_SECONDS)
+            stack.callback(children.end, daemon, _ENDING_SECONDS)
         try:
             readable = wait_readable(ready_read, _START_SECONDS)
         except KeyboardInterrupt:

@@ -208,7 +208,7 @@ def set_dumpable(dumpable: bool) -> None:
         raise last_error()
 
 
-def set_parent_death_signal(number: int) -> None:
+def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Get this signal when the thread that forked us ends. prctl(2), PR_SET_PDEATHSIG.
 
     If that thread's process goes on, another thread of it becomes the parent, and the
@@ -234,11 +234,6 @@ def peer_credentials(connection: socket.socket) -> Credentials:
     """The process that made the other end, by connect(2) or listen(2). SO_PEERCRED."""
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size)
     return Credentials._make(_ucred.unpack(found))
-
-
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Get this signal when the thread that forked this process ends."""
-    set_parent_death_signal(number)
 
 
 class OomScore:

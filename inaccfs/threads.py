@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from inaccfs.errors import means_no_thread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -34,6 +36,8 @@ async def do(
                 work, abandon_on_cancel=abandon, limiter=limiter
             )
         except RuntimeError as exc:
-            # threading raises this at a limit (systemd's TasksMax).
+            # At a limit of processes, such as systemd's TasksMax.
+            if not means_no_thread(exc):
+                raise
             trouble.met(f"{called} waits: {exc}")
             await trio.sleep(_NO_THREAD_SECONDS)

@@ -64,7 +64,7 @@ def _checked(result: int) -> int:
 
 
 def setup() -> tuple[int, Params]:
-    """Make a ring of an entry; its fd, and its io_uring_params. io_uring_setup(2)."""
+    """Make a ring with one entry; return its fd and parameters. io_uring_setup(2)."""
     params = ctypes.create_string_buffer(_PARAMS_BYTES)
     return _checked(_libc_gil.syscall(_SYS_IO_URING_SETUP, 1, params)), params
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs._version import __version__
 from inaccfs.cli import fstab, output
 from inaccfs.cli.statuses import INTERRUPTED, USAGE
-from inaccfs.errors import NO_PROCESS, InaccfsError, OptionError
+from inaccfs.errors import NO_PROCESS, InaccfsError, OptionError, means_no_thread
 from inaccfs.words import nearest, quoted
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def _run(argv: Sequence[str] | None) -> int:
         else:
             output.complain("the working directory has been removed: change to another")
     except RuntimeError as exc:
-        # threading raises this, and has no other type for it.
-        if str(exc) != "can't start new thread":
+        if not means_no_thread(exc):
             raise
         output.complain(f"no more threads: {NO_PROCESS}")
     except MemoryError:

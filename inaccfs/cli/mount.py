@@ -186,7 +186,7 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
     syscalls.set_dumpable(False)
     if args.holder_fd is not None:
         # A daemon that is stopped would not notice that its holder has ended.
-        syscalls.set_parent_death_signal(signal.SIGCONT)
+        syscalls.die_with_parent(signal.SIGCONT)
     # Imported here because only the daemon needs trio and pyfuse3.
     from inaccfs import daemon
 

@@ -2,8 +2,7 @@
 
 Both faces follow these rules; they differ only in what runs a callback.
 
-- Each event that needs an answer gets one: when its callback has returned or raised, or
-  at once if there is no callback.
+- Each event that needs an answer gets one: after its callback, or at once without one.
 - If a notifier is unregistered while its callback runs, even by the callback itself,
   the callback returns first; events that come meanwhile are answered without a call.
 - The exception of a callback is kept until it can be raised to the user.

@@ -79,8 +79,7 @@ class World:
         self.iommus: Final[list[ExploredIommu]] = []
         self.cells: Final = Cells(schedule)
         self.judge: Final = Judge(schedule, self.mount, self.frames, self.vms)
-        # The number of each file, by st_ino; and by number its fd and its size in
-        # pages.
+        # The number of each file, by st_ino; by number its fd, and its size in pages.
         self._numbers: Final[dict[int, int]] = {}
         self._fds: Final[list[int]] = []
         # The inode of each file, by number; and every notifier that ever existed.

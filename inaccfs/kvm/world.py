@@ -46,7 +46,7 @@ _PAUSES: Final = (0, 0, 0.001, 0, 0.0002, 0, 0)
 
 
 class Refused(Exception):
-    """The file is frozen, so nothing has changed."""
+    """The rules refused a call, so nothing has changed."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from inaccfs import syscalls
-from inaccfs.children import starting
+from inaccfs.children import fork, starting
 from inaccfs.probe import outcomes
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Child:
         """Fork. Call `ending` or `kill`."""
         self._reader, writer = os.pipe2(os.O_CLOEXEC)
         with starting("the child for a row"):
-            self._pid: Final = os.fork()
+            self._pid: Final = fork()
         if self._pid == 0:
             _be_child(work, writer)
         os.close(writer)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
+from inaccfs.children import fork
 from inaccfs.probe import calls, rings
 from inaccfs.probe.attempts import Subject, in_bytes, rows
 from inaccfs.probe.outcomes import NotHere, errno_name
@@ -126,7 +127,7 @@ def _write_proc_mem(_subject: Subject, address: int) -> str:
 
 def _ptrace(_subject: Subject, address: int) -> None:
     """Read the mapping of a traced child, which has it too."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             syscalls.die_with_parent()

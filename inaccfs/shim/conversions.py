@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 async def convert(file: FileState, call: Conversion) -> None:
     """Make pages private or shared, and report it to the notifiers.
 
-    What is converted as a whole is so even if the task is cancelled, because the peer
-    that asked for it has disconnected: others may have got a start by then. Between two
-    such parts it ends.
+    Each part that `atomicity` names is converted completely, even if the task is
+    cancelled (its peer has disconnected), because others may have got a start by then.
+    A cancelled task begins no further part.
 
     Raises:
         OSError: EOPNOTSUPP where attributes are not kept in the file, or present pages

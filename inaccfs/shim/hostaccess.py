@@ -54,23 +54,28 @@ async def fault(file: FileState, start: int, end: int) -> None:
     """
     if file.superblock.semantics.mmap == "refused":
         raise OSError(errno.ENODEV, "files cannot be mapped in these semantics")
-    await settle(file)
-    _check_shared(file, start, end)
     superblock = file.superblock
     low, high = superblock.around(start, end)
-    try:
-        if (high - low) * file.page_size <= file.inline_bytes:
-            fill(file, start, end)
+    is_short = (high - low) * file.page_size <= file.inline_bytes
+    while True:
+        await settle(file)
+        _check_shared(file, start, end)
+        try:
+            if is_short:
+                fill(file, start, end)
+                return
+            with file.turn.take():
+                limiter = superblock.threads.changes
+                await superblock.loop.in_thread(fill, file, start, end, limiter=limiter)
+        except PermissionError as exc:
+            raise BusError(errno.EPERM, f"SIGBUS: {exc.strerror}", start) from exc
+        except OSError as exc:
+            text = f"SIGBUS: no memory for page {start}: {exc.strerror}"
+            raise BusError(exc.errno or errno.EIO, text, start) from exc
+        if not is_busy(file):
+            # A conversion that did not see the caller's references may have ended.
+            _check_shared(file, start, end)
             return
-        with file.turn.take():
-            limiter = superblock.threads.changes
-            await superblock.loop.in_thread(fill, file, start, end, limiter=limiter)
-    except OSError as exc:
-        text = f"SIGBUS: no memory for page {start}: {exc.strerror}"
-        raise BusError(exc.errno or errno.EIO, text, start) from exc
-    # Meanwhile a conversion may have begun, which did not see the caller's references.
-    await settle(file)
-    _check_shared(file, start, end)
 
 
 def _check_shared(file: FileState, start: int, end: int) -> None:
@@ -87,9 +92,14 @@ def _check_shared(file: FileState, start: int, end: int) -> None:
         raise BusError(EHWPOISON, f"SIGBUS: page {bad} is poisoned", bad)
 
 
+def is_busy(file: FileState) -> bool:
+    """Whether a punch, conversion or other long operation is in progress."""
+    return file.notifiers.running or file.turn.taken
+
+
 async def settle(file: FileState) -> None:
-    """Wait until no punch, conversion or other long operation is in progress."""
-    while file.notifiers.running or file.turn.taken:
+    """Wait until the file is not busy."""
+    while is_busy(file):
         await file.notifiers.idle()
         await file.turn.wait()
 

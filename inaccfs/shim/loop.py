@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, TypeVarTu
 
 import trio
 
+from inaccfs.errors import means_no_thread
 from inaccfs.shim.deadlines import in_time
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     Wait: TypeAlias = Callable[[], Awaitable[None]]
-
-# At the limit of processes, such as TasksMax of systemd.
-_NO_THREAD: Final = "can't start new thread"
 
 _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
@@ -161,8 +159,7 @@ class _Trio:
         try:
             return await trio.to_thread.run_sync(call, *args, limiter=limiter)
         except RuntimeError as exc:
-            # threading raises this, and has no other type for it.
-            if str(exc) != _NO_THREAD:
+            if not means_no_thread(exc):
                 raise
             raise OSError(errno.EAGAIN, "no more threads are allowed") from exc
 

@@ -259,6 +259,26 @@ def test_a_holder_that_ends_before_the_daemon_is_ready(tmp_path: Path) -> None:
     assert mountinfo.below(scratch) == []
 
 
+def test_an_interrupt_as_the_daemon_starts_leaves_nothing() -> None:
+    """Ctrl-C when there is a daemon, and `mounted` does not know of it yet."""
+    source = (
+        "import signal, subprocess, inaccfs\n"
+        "made = []\n"
+        "class Popen(subprocess.Popen):\n"
+        "    def __init__(self, *args, **options):\n"
+        "        super().__init__(*args, **options)\n"
+        "        made.append(self)\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "subprocess.Popen = Popen\n"
+        "try:\n"
+        "    with inaccfs.mounted(): pass\n"
+        "except KeyboardInterrupt:\n"
+        "    print(made[0].returncode is not None)\n"
+    )
+    ran = support.run(sys.executable, "-c", source)
+    assert (ran.stdout, ran.stderr) == ("True\n", "")
+
+
 def test_an_interrupted_start_leaves_nothing(tmp_path: Path) -> None:
     """Ctrl-C while `mounted` waits for its daemon."""
     (tmp_path / "sitecustomize.py").write_text(
