@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Final
 
 import pytest
 
-from tests.mount.support import ENVIRONMENT
+import inaccfs
+
+TOP: Final = str(Path(inaccfs.__file__).resolve().parent.parent)
 
 # SIGINT comes while the hooks of a fork run, in the parent or before it.
 FORKED = """
@@ -31,6 +36,6 @@ def test_an_interrupt_during_a_fork_is_raised_after_it(hook: str) -> None:
         [sys.executable, "-c", FORKED, hook],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env={**os.environ, "PYTHONPATH": TOP},
     )
     assert (ran.stdout, ran.stderr) == ("child\ninterrupted\n", "")
