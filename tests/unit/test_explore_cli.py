@@ -18,7 +18,7 @@ import pytest
 import inaccfs
 from inaccfs.cli import main
 from inaccfs.errors import OptionError
-from inaccfs.explore import assert_clean, carriers, search
+from inaccfs.explore import assert_clean, carriers, search, timeline
 from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS, Mapped
 from inaccfs.explore.timeline import Line, Timeline, as_columns
@@ -400,6 +400,25 @@ def test_a_trace_of_nothing_is_not_written(run: Run, tmp_path: Path) -> None:
     status, _, err = run("mapped", "--semantics", "v10", "--trace", str(trace))
     assert (status, trace.exists()) == (0, False)
     assert "is not written" in err
+
+
+def test_the_shortest_schedule_is_replayed_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replays = []
+
+    def replayed(*args: Any) -> Timeline:
+        replays.append(args)
+        return as_before(*args)
+
+    as_before = timeline.replayed
+    monkeypatch.setattr(timeline, "replayed", replayed)
+    words = ("mapped", "--semantics", "v8", "--json")
+    for more in (), ("--trace", str(tmp_path / "trace.json")):
+        replays.clear()
+        status, out, _ = run(*words, *more)
+        assert (status, len(replays)) == (1, 1)
+        assert row_of(out)["steps"]
 
 
 def test_a_list_of_scenarios_for_programs(run: Run) -> None:
