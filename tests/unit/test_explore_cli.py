@@ -500,6 +500,30 @@ def test_a_version_that_refuses_a_scenario_is_a_row(
     assert (status, "pages 0 to 1 are bound already" in err) == (4, True)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def setup(self): open('nofile')\ndef actor_a(self): pass",
+        "def actor_a(self): open('nofile')",
+        "def actor_a(self):\n    import pathlib\n    pathlib.Path('nofile').stat()",
+    ],
+    ids=["setup", "actor", "library"],
+)
+def test_an_error_of_the_scenario_is_no_refusal_of_the_rules(
+    run: Run, scenario: Callable[[str], str], text: str
+) -> None:
+    """The command ends at the first row, with the file and line."""
+    mine = scenario(text)
+    [line] = [
+        number
+        for number, text in enumerate(Path(mine[:-5]).read_text().split("\n"), 1)
+        if "nofile" in text
+    ]
+    status, out, err = run(mine, "--semantics", "v8", "--semantics", "v10")
+    assert (status, "refused" in out) == (4, False), out
+    assert f": mine.py line {line}: FileNotFoundError: " in err
+
+
 @pytest.mark.parametrize("greenlets", [True, False])
 @pytest.mark.parametrize(
     "text",
