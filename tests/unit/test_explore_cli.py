@@ -549,6 +549,81 @@ def test_code_without_an_end_is_status_4(
     assert (status, "more than 0.5 seconds: it spins" in err) == (4, True), err
 
 
+@pytest.mark.parametrize("name", [":Mine", ""])
+def test_rules_without_an_end_are_named(
+    run: Run,
+    scenario: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """A built-in scenario is not to blame; of two files either may be."""
+    monkeypatch.setattr(search, "MOST_SECONDS", 0.5)
+    rules = tmp_path / "rules.py"
+    rules.write_text("while True: pass")
+    words = ("--semantics", "v10", "--semantics", f"{rules}{name}")
+    status, _, err = run("mapped", *words)
+    assert (status, err.startswith(f"inaccfs: {rules}{name}: ")) == (4, True), err
+    mine = scenario("def actor_a(self): pass")
+    status, _, err = run(mine, *words)
+    told = f"inaccfs: {mine}, {rules}{name}: "
+    assert (status, err.startswith(told)) == (4, True), err
+
+
+# What one process does, as callbacks of a fork stay registered.
+INTERRUPTED_FORK = """
+import os, signal
+from inaccfs.explore.trial import ends_in_time
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
+try:
+    ends_in_time(signal.pause, 5)
+except KeyboardInterrupt:
+    print("interrupted")
+try:
+    os.waitpid(-1, 0)
+except ChildProcessError:
+    print("no child")
+"""
+
+
+def test_ctrl_c_in_the_fork_of_a_trial_ends_the_child() -> None:
+    """Python prints and drops what is raised in a callback of a fork."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_FORK],
+        capture_output=True,
+        text=True,
+        cwd=PAGE.parent.parent,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("interrupted\nno child\n", "")
+
+
+# A terminal sends a signal to the child, too, and so does what ends a group.
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_trial_unless_it_is_ignored(name: str, tmp_path: Path) -> None:
+    number = signal.Signals[name]
+    reached = tmp_path / "reached"
+
+    def call() -> None:
+        signal.raise_signal(number)
+        reached.touch()
+
+    def handle(*_: object) -> None: ...
+
+    before = signal.getsignal(number)
+    try:
+        for handler, goes_on in ((signal.SIG_IGN, True), (handle, False)):
+            reached.unlink(missing_ok=True)
+            signal.signal(number, handler)
+            assert ends_in_time(call, 60)
+            assert reached.exists() == goes_on
+            assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, before)
+
+
 def test_a_trial_ends_what_only_a_signal_ends() -> None:
     assert ends_in_time(lambda: None, 60)
     assert ends_in_time(lambda: 1 / 0, 60)
