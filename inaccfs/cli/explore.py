@@ -26,7 +26,7 @@ NOT_COMPLETE: Final = 3
 """Nothing was found, and not all schedules were tried."""
 
 WRONG: Final = 4
-"""The scenario itself is wrong."""
+"""The scenario itself is wrong, or the rules refuse its setup."""
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -38,8 +38,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "the real simulated KVM in one process. Without a scenario, list "
         "the scenarios. Status 0: no schedule has an error; 1: a schedule "
         "has one; 3: no error was found, but not all schedules were "
-        "tried; 4: the scenario itself is wrong. docs/exploring.md "
-        "explains the command.",
+        "tried; 4: the scenario itself is wrong, or the rules refuse its "
+        "setup. docs/exploring.md explains the command.",
     )
     parser.add_argument(
         "scenario", metavar="NAME|FILE.py:CLASS", nargs="?", help="the scenario to try"
@@ -163,12 +163,12 @@ def _try(args: argparse.Namespace) -> None:
         rules = [load.load(name) for name in args.semantics] or [V10()]
         execute(Case(scenarios.scenario(args.scenario), rules[0], args.kvm), Chance())
 
-    words = [args.scenario, *args.semantics]
-    if any(userfiles.split(each) for each in words) and not ends_in_time(
-        once, MOST_SECONDS
-    ):
+    words = dict.fromkeys([args.scenario, *args.semantics])
+    # A file without a class is run, too, for the names of its classes.
+    files = [each for each in words if each.endswith(".py") or userfiles.split(each)]
+    if files and not ends_in_time(once, MOST_SECONDS):
         raise ScenarioError(
-            f"{args.scenario}: one schedule takes more than {MOST_SECONDS} seconds: "
+            f"{', '.join(files)}: one schedule takes more than {MOST_SECONDS} seconds: "
             "it spins, or waits for something outside"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from inaccfs.explore.search import Case, Found, Outcome
+    from inaccfs.explore.search import Outcome
     from inaccfs.explore.timeline import Line, Timeline
 
 
@@ -29,7 +30,7 @@ def as_row(name: str, outcome: Outcome, label: str) -> dict[str, Any]:
     if shortest is None:
         return row(label, name, outcome, outcome.kinds, None, [])
     schedule = replay.name(case, shortest.choices)
-    steps = _timeline(case, shortest).lines
+    steps = _timeline(outcome).lines
     return row(label, name, outcome, outcome.kinds, schedule, steps)
 
 
@@ -63,10 +64,15 @@ def say_rows(rows: list[dict[str, Any]]) -> None:
     output.say_json(msgspec.json.encode({"rows": rows}))
 
 
-def _timeline(case: Case, found: Found) -> Timeline:
+# --json and --trace need the same one.
+@lru_cache(maxsize=1)
+def _timeline(outcome: Outcome) -> Timeline:
+    """The shortest schedule of a search that has found one, and has ended."""
     from inaccfs.explore import timeline
 
-    return timeline.replayed(case, found.choices, found.kind)
+    found = outcome.shortest
+    assert found is not None
+    return timeline.replayed(outcome.case, found.choices, found.kind)
 
 
 def show_found(outcome: Outcome, args: argparse.Namespace) -> None:
@@ -78,7 +84,7 @@ def show_found(outcome: Outcome, args: argparse.Namespace) -> None:
         if args.trace is not None:
             output.complain(f"nothing was found: {args.trace} is not written")
         return
-    found = _timeline(case, shortest)
+    found = _timeline(outcome)
     if not args.json:
         output.say(f"\n{shortest.kind}: {shortest.text}")
         show(found)

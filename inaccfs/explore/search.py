@@ -38,6 +38,9 @@ MOST_ACTORS: Final = 62
 
 _PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
+# Where no line of the user's is. Modules in Python's executable have no path.
+_NOT_OWN: Final = (_PACKAGE, os.path.dirname(traceback.__file__) + os.sep, "<frozen ")
+
 MOST_SECONDS: Final = 10
 """No schedule takes longer, on however slow a machine."""
 
@@ -160,8 +163,7 @@ def execute(
     except BaseException as exc:
         # SystemExit, too: the scenario raised it, and it must not end the command.
         who = schedule.failed or ("setup" if schedule.step < 0 else "the end")
-        kind = RefusedError if isinstance(exc, OSError) else ScenarioError
-        raise kind(
+        raise _kind(exc)(
             f"{case.scenario.__name__}: {who}: {_place(exc)}{in_a_line(exc)}"
         ) from exc
     finally:
@@ -179,12 +181,19 @@ def _discard(world: World, case: Case) -> None:
         ) from exc
 
 
+def _kind(exc: BaseException) -> type[ScenarioError]:
+    """Whether the rules refuse something, or the scenario's own code raised *exc*."""
+    innermost = traceback.extract_tb(exc.__traceback__)[-1]
+    refused = isinstance(exc, OSError) and innermost.filename.startswith(_PACKAGE)
+    return RefusedError if refused else ScenarioError
+
+
 def _place(exc: BaseException) -> str:
-    """The file and line that raised *exc*, unless these are of inaccfs itself."""
+    """The user's file and line that raised *exc*, or called what raised it."""
     places = [
         f"{os.path.basename(at.filename)} line {at.lineno}: "
         for at in traceback.extract_tb(exc.__traceback__)
-        if not at.filename.startswith(_PACKAGE)
+        if not at.filename.startswith(_NOT_OWN)
     ]
     return places[-1] if places else ""
 

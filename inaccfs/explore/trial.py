@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from inaccfs.deferring import Deferred
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,24 +18,38 @@ if TYPE_CHECKING:
 
 def ends_in_time(call: Callable[[], object], seconds: float) -> bool:
     """Whether *call* returns or raises within *seconds*, in a child without output."""
-    pid = os.fork()
-    if not pid:
-        try:
-            # Their default is to end the process, at once and whatever it does.
-            for number in (signal.SIGALRM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in range(3):
-                os.dup2(null, fd)
-            call()
-        finally:
-            os._exit(0)
+    pid = 0
     try:
-        _, status = os.waitpid(pid, 0)
-    except BaseException:
-        # Ctrl-C, which the child may not have got.
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
+        # Python prints and drops what a handler raises in a callback of a fork; and
+        # here the exception comes only when the child's ID is known.
+        with Deferred():
+            pid = os.fork()
+            if not pid:
+                _run(call, seconds)
+        # The child's ID stays its own, whenever Ctrl-C comes.
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    finally:
+        if pid:
+            # After Ctrl-C, which the child may not have got. It does nothing to a child
+            # that has ended.
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
     return not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGALRM
+
+
+def _run(call: Callable[[], object], seconds: float) -> NoReturn:
+    """Be the child, which stays in `Deferred`: it gets no signal of the parent's."""
+    try:
+        # Their default is to end the process, at once and whatever it does.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # nohup(1) ignores SIGHUP, and a shell SIGINT for a command with &.
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        call()
+    finally:
+        os._exit(0)

@@ -18,7 +18,7 @@ import pytest
 import inaccfs
 from inaccfs.cli import main
 from inaccfs.errors import OptionError
-from inaccfs.explore import assert_clean, carriers, search
+from inaccfs.explore import assert_clean, carriers, search, timeline
 from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS, Mapped
 from inaccfs.explore.timeline import Line, Timeline, as_columns
@@ -402,6 +402,25 @@ def test_a_trace_of_nothing_is_not_written(run: Run, tmp_path: Path) -> None:
     assert "is not written" in err
 
 
+def test_the_shortest_schedule_is_replayed_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replays = []
+
+    def replayed(*args: Any) -> Timeline:
+        replays.append(args)
+        return as_before(*args)
+
+    as_before = timeline.replayed
+    monkeypatch.setattr(timeline, "replayed", replayed)
+    words = ("mapped", "--semantics", "v8", "--json")
+    for more in (), ("--trace", str(tmp_path / "trace.json")):
+        replays.clear()
+        status, out, _ = run(*words, *more)
+        assert (status, len(replays)) == (1, 1)
+        assert row_of(out)["steps"]
+
+
 def test_a_list_of_scenarios_for_programs(run: Run) -> None:
     status, out, _ = run("--json")
     found = json.loads(out)
@@ -481,6 +500,30 @@ def test_a_version_that_refuses_a_scenario_is_a_row(
     assert (status, "pages 0 to 1 are bound already" in err) == (4, True)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def setup(self): open('nofile')\ndef actor_a(self): pass",
+        "def actor_a(self): open('nofile')",
+        "def actor_a(self):\n    import pathlib\n    pathlib.Path('nofile').stat()",
+    ],
+    ids=["setup", "actor", "library"],
+)
+def test_an_error_of_the_scenario_is_no_refusal_of_the_rules(
+    run: Run, scenario: Callable[[str], str], text: str
+) -> None:
+    """The command ends at the first row, with the file and line."""
+    mine = scenario(text)
+    [line] = [
+        number
+        for number, text in enumerate(Path(mine[:-5]).read_text().split("\n"), 1)
+        if "nofile" in text
+    ]
+    status, out, err = run(mine, "--semantics", "v8", "--semantics", "v10")
+    assert (status, "refused" in out) == (4, False), out
+    assert f": mine.py line {line}: FileNotFoundError: " in err
+
+
 @pytest.mark.parametrize("greenlets", [True, False])
 @pytest.mark.parametrize(
     "text",
@@ -504,6 +547,81 @@ def test_code_without_an_end_is_status_4(
         monkeypatch.setattr(carriers, "greenlet", None)
     status, _, err = run(scenario(text), "--semantics", "v10")
     assert (status, "more than 0.5 seconds: it spins" in err) == (4, True), err
+
+
+@pytest.mark.parametrize("name", [":Mine", ""])
+def test_rules_without_an_end_are_named(
+    run: Run,
+    scenario: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """A built-in scenario is not to blame; of two files either may be."""
+    monkeypatch.setattr(search, "MOST_SECONDS", 0.5)
+    rules = tmp_path / "rules.py"
+    rules.write_text("while True: pass")
+    words = ("--semantics", "v10", "--semantics", f"{rules}{name}")
+    status, _, err = run("mapped", *words)
+    assert (status, err.startswith(f"inaccfs: {rules}{name}: ")) == (4, True), err
+    mine = scenario("def actor_a(self): pass")
+    status, _, err = run(mine, *words)
+    told = f"inaccfs: {mine}, {rules}{name}: "
+    assert (status, err.startswith(told)) == (4, True), err
+
+
+# What one process does, as callbacks of a fork stay registered.
+INTERRUPTED_FORK = """
+import os, signal
+from inaccfs.explore.trial import ends_in_time
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
+try:
+    ends_in_time(signal.pause, 5)
+except KeyboardInterrupt:
+    print("interrupted")
+try:
+    os.waitpid(-1, 0)
+except ChildProcessError:
+    print("no child")
+"""
+
+
+def test_ctrl_c_in_the_fork_of_a_trial_ends_the_child() -> None:
+    """Python prints and drops what is raised in a callback of a fork."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_FORK],
+        capture_output=True,
+        text=True,
+        cwd=PAGE.parent.parent,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("interrupted\nno child\n", "")
+
+
+# A terminal sends a signal to the child, too, and so does what ends a group.
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_trial_unless_it_is_ignored(name: str, tmp_path: Path) -> None:
+    number = signal.Signals[name]
+    reached = tmp_path / "reached"
+
+    def call() -> None:
+        signal.raise_signal(number)
+        reached.touch()
+
+    def handle(*_: object) -> None: ...
+
+    before = signal.getsignal(number)
+    try:
+        for handler, goes_on in ((signal.SIG_IGN, True), (handle, False)):
+            reached.unlink(missing_ok=True)
+            signal.signal(number, handler)
+            assert ends_in_time(call, 60)
+            assert reached.exists() == goes_on
+            assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_trial_ends_what_only_a_signal_ends() -> None:
