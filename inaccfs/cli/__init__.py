@@ -49,8 +49,9 @@ def _run(argv: Sequence[str]) -> int:
 def _run_process() -> int:
     from inaccfs.cli import dispatch, signals
 
-    signals.take()
+    # Before `take`, for SIGTERM calls the handler of SIGINT.
     _interrupts(_leave, signal.default_int_handler)
+    signals.take()
     try:
         return dispatch.run(None)
     finally:

@@ -18,10 +18,10 @@ from inaccfs.words import nearest, quoted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The negotiation is over before a user can type.
-_TYPED: Final = {
+TYPED: Final = {
     name: kind for name, kind in COMMANDS.items() if kind is not QmpCapabilities
 }
+"""The commands that a user types: the negotiation is over before that."""
 
 
 class Typed(NamedTuple):
@@ -38,10 +38,10 @@ def parse(words: Sequence[str]) -> Typed:
         OptionError: there is no such command, or it has no such argument.
     """
     name, *rest = words
-    kind = _TYPED.get(name)
+    kind = TYPED.get(name)
     if kind is None:
         raise OptionError(
-            f"no command {name!r}{_nearest(name, _TYPED)} (inaccfs qmp -h lists them)"
+            f"no command {name!r}{_nearest(name, TYPED)} (inaccfs qmp -h lists them)"
         )
     fields = _fields(kind)
     arguments: dict[str, object] = {}
@@ -138,7 +138,7 @@ def usage(kind: type[Command]) -> str:
 def help_text() -> str:
     """All commands, with their arguments and what they do."""
     lines = []
-    for kind in _TYPED.values():
+    for kind in TYPED.values():
         first = (kind.__doc__ or "").partition("\n")[0]
         lines += [f"  {usage(kind)}", f"      {first}"]
     return "\n".join(lines)

@@ -156,6 +156,9 @@ def _ended(command: Sequence[str], writer: int) -> tuple[int, bytes, bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=[writer],
+            # Ctrl-C in a terminal interrupts us only. Otherwise the SIGTERM that we
+            # send would interrupt the run again, while it takes down its mount.
+            start_new_session=True,
         )
     with started as process:
         try:
@@ -220,7 +223,7 @@ def end_with_reader(fd: int) -> None:
     poller = select.poll()
     poller.register(fd, 0)
     if poller.poll(0):
-        # The trace began before that.
+        # It was killed before die_with_parent().
         raise KeyboardInterrupt
 
 

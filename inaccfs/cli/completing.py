@@ -13,8 +13,8 @@ import argcomplete
 from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 
 from inaccfs.backing.options import HUGE_CHOICES
+from inaccfs.cli.commandwords import TYPED
 from inaccfs.cli.mountoptions import PFN_SOURCES
-from inaccfs.control.messages import COMMANDS, QmpCapabilities
 from inaccfs.experiments import catalogue
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.weaker import KVMS
@@ -67,11 +67,6 @@ def _nothing() -> list[str]:
     return []
 
 
-def _commands() -> list[str]:
-    """The commands of the control socket that a user types."""
-    return [name for name in COMMANDS if name != QmpCapabilities.name]
-
-
 class _Words:
     """Completes to the words of a function, and to the paths that *paths* finds."""
 
@@ -100,7 +95,7 @@ _COMPLETERS: Final[dict[str, Callable[..., list[str]]]] = {
     "inaccfs mount backing": _Words(_nothing, _directories),
     "inaccfs mount huge": _Words(lambda: HUGE_CHOICES),
     "inaccfs mount pfn_source": _Words(lambda: PFN_SOURCES),
-    "inaccfs qmp words": _Words(_commands),
+    "inaccfs qmp words": _Words(lambda: TYPED),
     "inaccfs probe target": _Words(lambda: [*_KERNELS, *_mountpoints()], _files),
     "inaccfs probe against": _Words(lambda: [*_KERNELS, *_mountpoints()], _files),
     "inaccfs kvm probe against": _Words(lambda: ("/dev/kvm", "recorded", "emulated")),

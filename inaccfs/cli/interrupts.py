@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,30 +13,56 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
+class Interrupted:
+    """Whether such a signal has come.
+
+    It has no lock, as threading.Event has: if the next signal came while the handler of
+    the first one holds that, its own handler would wait for the lock for ever.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        """A signal has come."""
+        self._set = True
+
+    def is_set(self) -> bool:
+        """Whether a signal has come."""
+        return self._set
+
+
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """An event that the first such signal sets; the second one ends the command."""
-    event = threading.Event()
-    # They may be ignored, or have other handlers.
+def interruptible() -> Iterator[Interrupted]:
+    """What the first such signal sets; the second one ends the command."""
+    interrupted = Interrupted()
+    # They may be ignored, or have other handlers. SIGINT is set last and restored
+    # first, for `signals.end` calls its handler, and `first` would take that for a
+    # repetition.
     before = {
         number: handler
-        for number in (signal.SIGINT, *signals.ENDING)
+        for number in (*signals.ENDING, signal.SIGINT)
         if (handler := signal.getsignal(number))
         in (signal.default_int_handler, signals.end)
     }
 
     def first(number: int, _frame: FrameType | None) -> None:
+        again = interrupted.is_set()
+        if signals.repeats():
+            return
         signals.note(number)
-        event.set()
-        restore()
+        interrupted.set()
+        if again:
+            restore()
+            raise KeyboardInterrupt
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in reversed(before.items()):
             signal.signal(number, handler)
 
     for number in before:
         signal.signal(number, first)
     try:
-        yield event
+        yield interrupted
     finally:
         restore()

@@ -1,8 +1,8 @@
 """Signals that end a command: it undoes what it has made, and then ends.
 
-SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does. So the command ends its
-mounts and its children and waits for them; with the default action they would end some
-time after it.
+SIGTERM and SIGHUP do what Ctrl-C does: they raise KeyboardInterrupt. So the command
+ends its mounts and its children and waits for them; with the default action they would
+end some time after it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from typing import TYPE_CHECKING, Final
 
@@ -21,9 +23,16 @@ if TYPE_CHECKING:
 
 ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
-# The process that `take` was called in, and the signal of ENDING that it has got.
+# timeout(1) sends SIGTERM to its child, and then to the child's process group; systemd
+# sends SIGHUP right after SIGTERM to a login session. They want one end.
+_SAME_SECONDS: Final = 0.2
+
+# The process that `take` was called in, until `finish`.
 _process = 0
+# The signal of ENDING that the process has got.
 _taken: int | None = None
+# When the last signal came that was not a repetition, in seconds of time.monotonic().
+_came = float("-inf")
 
 
 def take() -> None:
@@ -39,15 +48,37 @@ def take() -> None:
             signal.signal(number, end)
 
 
-def end(number: int, _frame: FrameType | None) -> None:
-    """The handler of ENDING."""
-    # For the second signal, which ends the process at once.
-    signal.signal(number, signal.SIG_DFL)
-    if os.getpid() != _process:
-        # A fork, of a script for example, has nothing to undo.
+def end(number: int, frame: FrameType | None) -> None:
+    """The handler of ENDING. The second signal ends the process at once."""
+    again = _taken is not None
+    # A fork, of a script for example, has nothing to undo.
+    ours = os.getpid() == _process
+    if ours and repeats():
+        return
+    if again or not ours:
+        signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
     note(number)
-    raise KeyboardInterrupt
+    interrupt = signal.getsignal(signal.SIGINT)
+    if callable(interrupt):
+        # A script may have set it, or an event loop: trio's raises KeyboardInterrupt
+        # only where that does not break the loop.
+        interrupt(signal.SIGINT, frame)
+    else:
+        raise KeyboardInterrupt
+
+
+def repeats() -> bool:
+    """Whether the signal, of which this is the handler, came right after another one.
+
+    Call it once in a handler. While it runs the handler of another signal may run.
+    """
+    global _came
+    now = time.monotonic()
+    if now - _came < _SAME_SECONDS:
+        return True
+    _came = now
+    return False
 
 
 def note(number: int) -> None:
@@ -58,7 +89,17 @@ def note(number: int) -> None:
 
 
 def finish() -> None:
-    """End the process by the signal that has ended the command, if one has."""
+    """End the process by the signal that has ended the command, if one has.
+
+    Else the signals have their default action again: as the interpreter ends, nothing
+    can handle an exception.
+    """
+    global _process
+    # If one comes before its turn, `end` ends the process at once.
+    _process = 0
+    for number in ENDING:
+        if signal.getsignal(number) is end:
+            signal.signal(number, signal.SIG_DFL)
     if _taken is not None:
         signal.signal(_taken, signal.SIG_DFL)
         signal.raise_signal(_taken)
@@ -90,7 +131,8 @@ class _Loader(SourceFileLoader):
     _busy = False
 
     def exec_module(self, module: ModuleType) -> None:
-        if _Loader._busy:
+        # A flag of the main thread: signal handlers run in no other.
+        if _Loader._busy or threading.current_thread() is not threading.main_thread():
             super().exec_module(module)
             return
         with Deferred():

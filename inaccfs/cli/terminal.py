@@ -22,8 +22,7 @@ HOME: Final = "\x1b[H"
 CLEAR_LINE: Final = "\x1b[K"
 CLEAR_REST: Final = "\x1b[J"
 
-ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -112,7 +111,7 @@ class Ending:
         self._before: Final[dict[int, Any]] = {}
 
     def __enter__(self) -> Ending:
-        for number in ENDING:
+        for number in _SIGNALS:
             # nohup(1) ignores SIGHUP: keep that. A shell ignores SIGINT for commands
             # that a script starts with &, but there kill(1) sends it, and it must end
             # the command.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import textwrap
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -109,6 +110,31 @@ def test_ctrl_c_ends_a_comparison_and_its_children(scratch: Path) -> None:
         for fd in started:
             os.close(fd)
     assert (command.returncode, out, err) == (130, "", "")
+
+
+def test_ctrl_c_in_a_terminal_signals_the_run_of_a_comparison_once(
+    scratch: Path,
+) -> None:
+    """The terminal sends it to the process group; a second would cut its end short."""
+    note = """
+        import os, signal
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
+        # Python writes the number of each signal to it.
+        signal.set_wakeup_fd(os.open("numbers", flags))
+    """
+    (scratch / "script.py").write_text(textwrap.dedent(note) + SCRIPT)
+    ready = scratch / "ready"
+    with subprocess.Popen(
+        inaccfs_command("compare", "--semantics=v8", "--semantics=v9", "script.py"),
+        stdin=subprocess.DEVNULL,
+        cwd=scratch,
+        env={**ENVIRONMENT, "INACCFS_TEST_READY": str(ready)},
+        start_new_session=True,
+    ) as command:
+        support.ask_until(ready.exists)
+        os.killpg(command.pid, signal.SIGINT)
+        assert command.wait(PATIENCE) == 130
+    assert list((scratch / "numbers").read_bytes()) == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

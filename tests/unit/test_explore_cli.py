@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import inaccfs
-from inaccfs.cli import main
+from inaccfs.cli import main, signals
 from inaccfs.errors import OptionError
 from inaccfs.explore import assert_clean, carriers, search, timeline
 from inaccfs.explore.load import versions
@@ -35,7 +35,10 @@ PAGE = Path(inaccfs.__file__).parent.parent / "docs" / "exploring.md"
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    # A signal of the test before is not one of this command.
+    monkeypatch.setattr(signals, "_came", float("-inf"))
+
     def explore(*words: str) -> tuple[int, str, str]:
         try:
             status = main(["explore", *words])
@@ -297,8 +300,10 @@ def test_ctrl_c_between_rows_ends_the_search(
 
 
 def test_the_second_ctrl_c_ends_it_at_once(
-    run: Run, scenario: Callable[[str], str]
+    run: Run, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[str], str]
 ) -> None:
+    # No two are so near that they are one.
+    monkeypatch.setattr(signals, "_SAME_SECONDS", 0.0)
     mine = scenario(
         "def actor_a(self):\n    import signal\n"
         "    for _ in range(2): signal.raise_signal(signal.SIGINT)"

@@ -40,6 +40,15 @@ except KeyboardInterrupt:
 {then}
 """
 
+# A clock that the script sets: signals at the same time are one.
+CLOCK: Final = """
+import signal, time
+now = 0.0
+time.monotonic = lambda: now
+from inaccfs.cli import interrupts, signals
+signals.take()
+"""
+
 
 def ran(script: str) -> tuple[int, str]:
     done = subprocess.run(
@@ -95,17 +104,106 @@ def test_an_import_of_others_is_left_alone(modules: str) -> None:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_the_second_signal_ends_the_process(name: str) -> None:
     script = (
-        "import signal\n"
-        "from inaccfs.cli import interrupts, signals\n"
-        "signals.take()\n"
+        f"{CLOCK}"
         "try:\n"
         f"    signal.raise_signal(signal.{name})\n"
         "except KeyboardInterrupt:\n"
         "    print('first', flush=True)\n"
+        "now += 1\n"
         f"signal.raise_signal(signal.{name})\n"
         "print('second')\n"
     )
     assert ran(script) == (-getattr(signal, name), "first")
+
+
+@pytest.mark.parametrize("again", ["SIGTERM", "SIGHUP"])
+def test_a_signal_right_after_the_first_is_the_same(again: str) -> None:
+    """As those of timeout(1), to its child and then to the group."""
+    script = (
+        f"{CLOCK}"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('first', end=' ')\n"
+        f"signal.raise_signal(signal.{again})\n"
+        "print('undone', flush=True)\n"
+        "signals.finish()\n"
+    )
+    assert ran(script) == (-signal.SIGTERM, "first undone")
+
+
+def test_a_signal_does_what_ctrl_c_does() -> None:
+    """A script may have a handler of its own for that, and so has an event loop."""
+    script = (
+        f"{CLOCK}"
+        "def handler(number, frame):\n"
+        "    print(number == signal.SIGINT, frame is sys._getframe(2), flush=True)\n"
+        "import sys\n"
+        "signal.signal(signal.SIGINT, handler)\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+        "signals.finish()\n"
+    )
+    assert ran(script) == (-signal.SIGTERM, "True True")
+
+
+def test_a_signal_does_not_break_trio() -> None:
+    """Wherever it is: at each line of trio's own the script gets one."""
+    script = (
+        f"{CLOCK}"
+        "import sys, trio, trio.testing\n"
+        "found = set()\n"
+        "class Tracer:\n"
+        "    def __init__(self, at):\n"
+        "        self.left = at\n"
+        "    def __call__(self, frame, event, _):\n"
+        "        if '/trio/' not in frame.f_code.co_filename:\n"
+        "            return None\n"
+        "        if event == 'line':\n"
+        "            self.left -= 1\n"
+        "            if self.left == 0:\n"
+        "                signal.raise_signal(signal.SIGTERM)\n"
+        "        return self\n"
+        "async def main(tracer):\n"
+        "    async with trio.open_nursery() as nursery:\n"
+        "        nursery.start_soon(trio.sleep, 0)\n"
+        "        sys.settrace(tracer)\n"
+        "        await trio.sleep(0)\n"
+        "    sys.settrace(None)\n"
+        "at, left = 0, 0\n"
+        "while left <= 0:\n"
+        "    at, now, signals._taken = at + 1, now + 1, None\n"
+        "    tracer = Tracer(at)\n"
+        "    try:\n"
+        "        trio.run(main, tracer, clock=trio.testing.MockClock())\n"
+        "    except KeyboardInterrupt:\n"
+        "        found.add('interrupted')\n"
+        "    except BaseExceptionGroup as group:\n"
+        "        assert group.subgroup(KeyboardInterrupt)\n"
+        "        assert not group.split(KeyboardInterrupt)[1]\n"
+        "        found.add('interrupted')\n"
+        "    except BaseException as exc:\n"
+        "        found.add(type(exc).__name__)\n"
+        "    finally:\n"
+        "        sys.settrace(None)\n"
+        "    left = tracer.left\n"
+        "print(at > 50, *found)\n"
+    )
+    assert ran(script) == (0, "True interrupted")
+
+
+def test_a_signal_as_the_interpreter_ends_has_its_default_action() -> None:
+    """It waits for the threads of a script."""
+    script = (
+        f"{CLOCK}"
+        "import os, threading\n"
+        "def work():\n"
+        "    threading.main_thread().join()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    threading.Event().wait(60)\n"
+        "threading.Thread(target=work).start()\n"
+        "signals.finish()\n"
+    )
+    assert ran(script) == (-signal.SIGTERM, "")
 
 
 def test_a_fork_ends_at_once() -> None:
@@ -141,12 +239,11 @@ def test_signals_that_are_ignored_stay_so() -> None:
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_event_is_set_by_the_first_signal(name: str) -> None:
     script = (
-        "import signal\n"
-        "from inaccfs.cli import interrupts, signals\n"
-        "signals.take()\n"
+        f"{CLOCK}"
         "try:\n"
         "    with interrupts.interruptible() as event:\n"
         f"        signal.raise_signal(signal.{name})\n"
+        "        now += 1\n"
         "        print('set' if event.is_set() else 'not set', end=' ', flush=True)\n"
         f"        signal.raise_signal(signal.{name})\n"
         "except KeyboardInterrupt:\n"
@@ -155,6 +252,52 @@ def test_an_event_is_set_by_the_first_signal(name: str) -> None:
     )
     status = 0 if name == "SIGINT" else -getattr(signal, name)
     assert ran(script) == (status, "set interrupted")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_one_right_after_the_first_does_not_interrupt(name: str) -> None:
+    """Wherever it is: at each line that the handler of the first one executes."""
+    script = (
+        f"{CLOCK}"
+        "import sys\n"
+        "class Tracer:\n"
+        "    def __init__(self, at):\n"
+        "        self.left = at\n"
+        "    def __call__(self, frame, event, _):\n"
+        "        self.left -= event == 'line'\n"
+        "        if self.left == 0:\n"
+        f"            signal.raise_signal(signal.{name})\n"
+        "        return self\n"
+        "at, left = 0, 0\n"
+        "while left <= 0:\n"
+        "    at, now, signals._taken = at + 1, now + 1, None\n"
+        "    tracer = Tracer(at)\n"
+        "    with interrupts.interruptible() as event:\n"
+        "        sys.settrace(tracer)\n"
+        f"        signal.raise_signal(signal.{name})\n"
+        "        sys.settrace(None)\n"
+        "        assert event.is_set()\n"
+        "    left = tracer.left\n"
+        "print(at > 5)\n"
+    )
+    assert ran(script) == (0, "True")
+
+
+def test_an_import_of_another_thread_does_not_matter(tmp_path: Path) -> None:
+    """It executes a module while the main thread gets a signal in one."""
+    (tmp_path / "outer.py").write_text(MODULES["inner.py"])
+    (tmp_path / "slow.py").write_text("import sys\nsys.begun.set()\nsys.go.wait()\n")
+    script = COMMAND.format(path=str(tmp_path), name="SIGTERM", then="sys.go.set()")
+    script = script.replace(
+        "try:",
+        "import threading\n"
+        "from importlib import import_module\n"
+        "sys.begun, sys.go = threading.Event(), threading.Event()\n"
+        "threading.Thread(target=import_module, args=['inaccfs.slow']).start()\n"
+        "sys.begun.wait()\n"
+        "try:",
+    )
+    assert ran(script) == (0, "inner interrupted")
 
 
 # --- putting signals off --------------------------------------------------------------
