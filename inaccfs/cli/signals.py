@@ -117,7 +117,8 @@ class _Finder:
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        if not fullname.startswith("inaccfs."):
+        # While a module is executed, what it imports needs no loader of its own.
+        if _Loader.busy or not fullname.startswith("inaccfs."):
             return None
         found = PathFinder.find_spec(fullname, path, target)
         if found is not None and type(found.loader) is SourceFileLoader:
@@ -128,16 +129,16 @@ class _Finder:
 class _Loader(SourceFileLoader):
     """Defers signals while a module is executed, and all that it imports."""
 
-    _busy = False
+    busy = False
 
     def exec_module(self, module: ModuleType) -> None:
-        # A flag of the main thread: signal handlers run in no other.
-        if _Loader._busy or threading.current_thread() is not threading.main_thread():
+        # `busy` is a flag of the main thread: signal handlers run in no other.
+        if _Loader.busy or threading.current_thread() is not threading.main_thread():
             super().exec_module(module)
             return
         with Deferred():
-            _Loader._busy = True
+            _Loader.busy = True
             try:
                 super().exec_module(module)
             finally:
-                _Loader._busy = False
+                _Loader.busy = False
