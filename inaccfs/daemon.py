@@ -313,6 +313,8 @@ class _Daemon:
                 warnings.append(f"{tracer} traces this daemon: it can reach all")
             # These objects live as long as the daemon: the collector may skip them.
             gc.freeze()
+            # See `inaccfs.cli.mount`.
+            gc.enable()
             ready(warnings)
             # Do this late: a daemon in the background has its log only now.
             self._log_what_it_is()
