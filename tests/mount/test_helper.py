@@ -120,10 +120,20 @@ def test_no_caller_notices_that_the_helper_was_killed(mount: inaccfs.Mount) -> N
 
 
 def test_a_helper_that_is_stopped_ends_with_the_mount() -> None:
-    with support.mounted() as mount:
-        for pid in children_of(mount.pid):
-            os.kill(pid, signal.SIGSTOP)
-    assert mount.process.returncode == 0
+    with ExitStack() as stack:
+        with support.mounted() as mount:
+            for pid in children_of(mount.pid):
+                child = os.pidfd_open(pid)
+                stack.callback(os.close, child)
+                # A worker that was stopped before its first system call stays.
+                stack.callback(_kill_if_there, child)
+                os.kill(pid, signal.SIGSTOP)
+        assert mount.process.returncode == 0
+
+
+def _kill_if_there(child: int) -> None:
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(child, signal.SIGKILL)
 
 
 def _created(path: Path, stack: ExitStack) -> threading.Thread:
