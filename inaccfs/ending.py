@@ -7,7 +7,6 @@ end it.
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Final, Self
 
 from inaccfs import runtime
 from inaccfs.backing.fallback import remove_fallbacks
-from inaccfs.errnos import os_error
 from inaccfs.errors import (
     NO_PROCESS,
     BusyError,
@@ -289,30 +287,11 @@ def _unmount_dead(found: MountInfo, *, lazy: bool) -> str:
     log = runtime.log_path(found.path)
     with suppress(OSError, MountError):
         # The socket and the log may be those of a mount in another mount namespace.
-        _remove_dead_socket(runtime.control_path(found.path, None))
+        is_dead = runtime.remove_dead_socket(runtime.control_path(found.path, None))
         # Leave a log with text for the user to read.
-        if os.stat(log).st_size == 0:
+        if is_dead and os.stat(log).st_size == 0:
             os.unlink(log)
     return f"{found.path} is unmounted; its daemon was dead"
-
-
-def _remove_dead_socket(path: str) -> None:
-    """Remove the control socket of a daemon that was killed, if there is one.
-
-    Raises:
-        OSError: a daemon listens there, or it cannot be removed.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # connect(2) would wait while the backlog is full.
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        else:
-            raise os_error(errno.EADDRINUSE)
 
 
 def _detach_silent(found: MountInfo) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import stat
 import string
 from pathlib import Path
@@ -135,6 +136,30 @@ def control_path(mountpoint: str, chosen: str | None) -> str:
             f"{_SOCKET_PATH_BYTES}: name a shorter one with --control"
         )
     return path
+
+
+def remove_dead_socket(path: str) -> bool:
+    """Remove the control socket of a daemon that was killed, if there is one.
+
+    Returns false if something else is at *path*: a file, or a socket on which a process
+    may listen.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # connect(2) would wait for a stopped daemon; this way it is EAGAIN.
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return True
+        except ConnectionRefusedError:
+            # Also the error for a file.
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+                return True
+        except OSError:
+            # A socket of another type, one that refuses us, or a full backlog.
+            pass
+    return False
 
 
 def log_path(mountpoint: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from inaccfs import readiness
+from inaccfs import readiness, runtime
 from inaccfs.control import messages, qmp
 from inaccfs.control.caller import Caller
 from inaccfs.control.closings import STRANGERS
@@ -79,20 +79,10 @@ def _remove_dead(path: str) -> None:
         raise MountError(
             f"control socket {path}: a file is there; name another with --control"
         )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # connect(2) would wait for a stopped daemon; this way it is EAGAIN.
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError:
-            # A socket of another type, one that refuses us, or a full backlog.
-            pass
-    raise MountError(
-        f"control socket {path} is another daemon's: name another with --control"
-    )
+    if not runtime.remove_dead_socket(path):
+        raise MountError(
+            f"control socket {path} is another daemon's: name another with --control"
+        )
 
 
 class Server:
