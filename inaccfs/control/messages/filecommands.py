@@ -65,10 +65,10 @@ class PopulatePages(Command, frozen=True, kw_only=True):
 
     Without `source`, if the semantics allow that, the content is already in the pages,
     and holes are only allocated. Returns how many pages were populated, and fails only
-    if the first one failed. EINVAL for a shared page, past the end, and without a
-    source where one is needed; EFAULT for a page of the source that is private, or past
-    its end, and if all users have closed the file; ENOENT if there is no fdname
-    `source`; EHWPOISON; EPERM for a hole of a frozen file; EOPNOTSUPP in semantics
+    if the first one failed. EINVAL for a shared page, for one past the end, and if
+    there is no source where one is needed; EFAULT if a page of the source is private or
+    past its end, or if all users have closed the file; ENOENT if `source` is not an
+    fdname; EHWPOISON; EPERM for a hole of a frozen file; EOPNOTSUPP in semantics
     without this command.
     """
 
