@@ -31,6 +31,11 @@ class Checked(NamedTuple):
     # How many schedules the search has run, to their ends or to a known state.
     schedules: int
 
+    def assert_sound(self) -> None:
+        """Random schedules must find nothing that the search has not found."""
+        assert (self.missed, self.unlike) == ([], [])
+        assert self.kinds_by_chance <= self.kinds
+
 
 class _Watched(Chance):
     """Draws schedules at random, and records the states that they reach."""

@@ -250,6 +250,11 @@ class Peer:
         assert "event" in message, message
         return {"event": message["event"], **message["data"]}
 
+    async def acknowledge(self, event: Answer) -> None:
+        """invalidate-done for an event of `event`."""
+        done = {"notifier": event["notifier"], "sequence": event["sequence"]}
+        assert await self.do("invalidate-done", **done) == {}
+
     async def send(self, text: str | bytes, *fds: int) -> None:
         data = text.encode() if isinstance(text, str) else text
         if not fds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -59,11 +58,6 @@ class World(OneFile):
             for one in self.file.query_memory_attributes()
             if one.private
         ]
-
-    @property
-    def blocks(self) -> int:
-        """How many pages have memory."""
-        return os.fstat(self.fd).st_blocks * 512 // PAGE
 
 
 @contextmanager

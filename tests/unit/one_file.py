@@ -35,6 +35,11 @@ class OneFile:
     client: Client
     file: File
 
+    @property
+    def blocks(self) -> int:
+        """How many pages of the file have memory."""
+        return os.fstat(self.fd).st_blocks * 512 // PAGE
+
     def punch(self, start: int, end: int) -> None:
         """Punch pages."""
         self.mount.fallocate(self.fd, PUNCH, start * PAGE, (end - start) * PAGE)

@@ -96,8 +96,7 @@ async def test_a_conversion_and_its_events(scratch: Path, backing: Backing) -> N
                 assert (event["start"], event["end"]) == (2, 5)
                 assert event["kinds"] == "private"
                 assert "frames" not in event
-                done = {"notifier": event["notifier"], "sequence": event["sequence"]}
-                assert await vm.do("invalidate-done", **done) == {}
+                await vm.acknowledge(event)
         assert await attributes(vmm) == [(0, 2, True), (2, 3, False), (5, 3, True)]
 
 
@@ -114,8 +113,7 @@ async def test_who_converts_can_be_the_one_who_is_notified(
         for name in ("INVALIDATE_START", "INVALIDATE_END"):
             event = await peer.event()
             assert event["event"] == name
-            done = {"notifier": event["notifier"], "sequence": event["sequence"]}
-            assert await peer.do("invalidate-done", **done) == {}
+            await peer.acknowledge(event)
         assert await peer.answer() == {"return": {}}
         assert await attributes(peer) == [(0, 1, False), (1, PAGES - 1, True)]
 
@@ -266,8 +264,7 @@ async def test_who_asks_and_goes_leaves_no_bracket_open(
         for name in ("INVALIDATE_START", "INVALIDATE_END"):
             event = start if name == start["event"] else await vm.event()
             assert event["event"] == name
-            done = {"notifier": event["notifier"], "sequence": event["sequence"]}
-            assert await vm.do("invalidate-done", **done) == {}
+            await vm.acknowledge(event)
         await control.peers_down_to(1)
         assert await attributes(vm) == [(0, 1, False), (1, PAGES - 1, True)]
 
@@ -306,8 +303,7 @@ async def test_get_pfn_waits_for_the_end_of_a_conversion(
                     nursery.start_soon(fault)
                 await trio.testing.wait_all_tasks_blocked()
                 assert found == []
-                done = {"notifier": event["notifier"], "sequence": event["sequence"]}
-                await vm.do("invalidate-done", **done)
+                await vm.acknowledge(event)
         assert found == [{"pfn": BASE, "order": 0, "private": False}]
 
 
@@ -405,13 +401,9 @@ async def test_a_punch_whose_start_was_sent_is_done_before_the_freeze(
                     nursery.start_soon(freeze)
                     await trio.testing.wait_all_tasks_blocked()
                     assert outcomes == []
-                await peer.do("invalidate-done", **_answer(data))
+                await peer.acknowledge(data)
         assert outcomes == ["punched", "frozen"]
         opened.close()
-
-
-def _answer(data: dict[str, Any]) -> dict[str, Any]:
-    return {"notifier": data["notifier"], "sequence": data["sequence"]}
 
 
 # --- population -----------------------------------------------------------------------

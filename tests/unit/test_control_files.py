@@ -44,13 +44,6 @@ async def fallocate(control: Control, node: Node, mode: int, *pages: int) -> Non
         await fakes.fallocate(file, mode, offset, length, trio.Event())
 
 
-async def done(peer: Peer, event: dict[str, object]) -> object:
-    """Answer an event."""
-    return await peer.do(
-        "invalidate-done", notifier=event["notifier"], sequence=event["sequence"]
-    )
-
-
 def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -255,7 +248,7 @@ async def test_every_fallocate_invalidates_after_the_backing_in_pages(
         if mode != PUNCH:
             assert os.fstat(node.fd).st_blocks > before
         assert len(nursery.child_tasks) == 1
-        assert await done(peer, event) == {}
+        await peer.acknowledge(event)
 
 
 async def test_an_unaligned_allocation_invalidates_the_pages_that_it_touches(
@@ -269,7 +262,7 @@ async def test_an_unaligned_allocation_invalidates_the_pages_that_it_touches(
             )
             event = await peer.event()
             assert (event["start"], event["end"]) == (0, 3)
-            await done(peer, event)
+            await peer.acknowledge(event)
 
 
 async def test_a_failed_fallocate_invalidates_and_a_refused_one_does_not(
@@ -294,7 +287,7 @@ async def test_a_failed_fallocate_invalidates_and_a_refused_one_does_not(
             event = await peer.event()
             assert (event["start"], event["end"]) == (0, (100 << 20) // PAGE)
             assert event["sequence"] == 1
-            await done(peer, event)
+            await peer.acknowledge(event)
         assert errors == [errno.EINVAL, errno.ENOSPC]
 
 
@@ -304,7 +297,7 @@ async def test_all_peers_get_the_event_at_once(control: Control) -> None:
         events = [await peer.event() for peer, _ in peers]
         assert len(nursery.child_tasks) == 1
         for (peer, _), event in zip(reversed(peers), reversed(events), strict=True):
-            await done(peer, event)
+            await peer.acknowledge(event)
 
 
 async def test_everything_else_goes_on_while_a_punch_waits(control: Control) -> None:
@@ -319,7 +312,7 @@ async def test_everything_else_goes_on_while_a_punch_waits(control: Control) -> 
             assert "pfn" in await peer.do("get-pfn", file="/guest", offset=5)
             (row,) = await witness.do("query-notifiers")
             assert (row["told"], row["waiting"]) == (1, event["sequence"])
-            await done(peer, event)
+            await peer.acknowledge(event)
 
 
 async def test_register_waits_for_the_end_of_an_invalidation(control: Control) -> None:
@@ -333,7 +326,7 @@ async def test_register_waits_for_the_end_of_an_invalidation(control: Control) -
             await trio.testing.wait_all_tasks_blocked()
             assert node.file is not None
             assert len(node.file.notifiers) == 1
-            await done(peer, event)
+            await peer.acknowledge(event)
         assert "notifier" in (await late.answer())["return"]
         assert "qemu" in (await late.answer())["return"]
 
@@ -345,11 +338,11 @@ async def test_a_callback_can_unregister_its_own_notifier(control: Control) -> N
             await peer.event()
             await peer.send(peer.line("unregister-notifier", notifier=number) + "\n")
             await trio.testing.wait_all_tasks_blocked()
-            await done(other, await other.event())
+            await other.acknowledge(await other.event())
             assert (await peer.answer()) == {"return": {}}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
-            await done(other, await other.event())
+            await other.acknowledge(await other.event())
         assert peer.events == []
 
 
@@ -363,7 +356,7 @@ async def test_an_answer_overtakes_a_command_that_waits_for_it(
         nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
         event = await peer.event()
         await peer.send(peer.line("register-notifier", file="/guest") + "\n")
-        assert await done(peer, event) == {}
+        await peer.acknowledge(event)
         assert "notifier" in (await peer.answer())["return"]
 
 
@@ -383,9 +376,10 @@ async def test_unexpected_answers_are_refused(control: Control) -> None:
             assert "ENOENT" in await peer.do(
                 "unregister-notifier", notifier=others["notifier"]
             )
-            assert await done(peer, event) == {}
-            assert "EINVAL" in str(await done(peer, event))
-            await done(other, others)
+            await peer.acknowledge(event)
+            again = {"notifier": number, "sequence": event["sequence"]}
+            assert "EINVAL" in str(await peer.do("invalidate-done", **again))
+            await other.acknowledge(others)
 
 
 async def test_a_peer_that_hangs_up_in_a_punch_delays_no_other(
@@ -554,7 +548,7 @@ async def test_pages_that_move_in_a_punch_are_invalidated_like_punched_ones(
             for start, end in ((0, 2), (6, 8)):
                 event = await peer.event()
                 assert (event["start"], event["end"]) == (start, end)
-                await done(peer, event)
+                await peer.acknowledge(event)
         assert (await peer.do("get-pfn", file="/guest", offset=6))["pfn"] == 77
         stats = await peer.do("query-stats")
         assert (stats["pages_moved"], stats["punches"]) == (2, 1)
@@ -572,12 +566,12 @@ async def test_pages_found_moved_in_a_callback_are_reported_after_it(
             # Two runs of frames, and one range of pages.
             control.frames.opened[0].moves = {3: 77, 4: 99}
             assert "pfn" in await peer.do("get-pfn", file="/guest", offset=7)
-            await done(other, await other.event())
-            await done(peer, first)
+            await other.acknowledge(await other.event())
+            await peer.acknowledge(first)
             for one in (peer, other):
                 event = await one.event()
                 assert (event["start"], event["end"]) == (3, 5)
-                await done(one, event)
+                await one.acknowledge(event)
 
 
 async def test_pages_found_moved_are_reported_before_the_reply(
@@ -589,7 +583,7 @@ async def test_pages_found_moved_are_reported_before_the_reply(
         await peer.send(peer.line("get-pfn", file="/guest", offset=7) + "\n")
         event = await other.event()
         assert (event["start"], event["end"]) == (3, 4)
-        await done(other, event)
+        await other.acknowledge(event)
         assert "pfn" in (await peer.answer())["return"]
 
 

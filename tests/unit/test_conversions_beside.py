@@ -24,21 +24,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from inaccfs.backing.root import Backing
-    from tests.unit.control_fakes import Peer
+    from tests.unit.control_fakes import Control, Peer
 
 HUGE = 512
 
 
-async def answer(peer: Peer, event: dict[str, Any]) -> None:
-    done = {"notifier": event["notifier"], "sequence": event["sequence"]}
-    assert await peer.do("invalidate-done", **done) == {}
+async def begun_and_gone(control: Control, vm: Peer) -> dict[str, Any]:
+    """Another peer converts three huge pages, and goes after the first event.
+
+    Returns the event.
+    """
+    control.make("large", 3 * HUGE)
+    await vm.do("bind", file="/large", start=0, end=3 * HUGE)
+    async with control.peer() as vmm:
+        command = {"file": "/large", "offset": 0, "count": 3 * HUGE}
+        line = vmm.line("set-memory-attributes", **command, private=False)
+        await vmm.send(line + "\n")
+        return await vm.event()
 
 
 async def test_a_conversion_that_waited_for_the_lock_finds_the_file_frozen(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     async with (
-        serving(tmp_path, backing, frozen="before the checks") as control,
+        serving(scratch, backing, frozen="before the checks") as control,
         control.peer() as vm,
         control.peer() as vmm,
         control.peer() as other,
@@ -62,18 +71,18 @@ async def test_a_conversion_that_waited_for_the_lock_finds_the_file_frozen(
                 nursery.start_soon(call)
                 await trio.testing.wait_all_tasks_blocked()
             assert outcomes == []
-            await answer(vm, start)
-            await answer(vm, await vm.event())
+            await vm.acknowledge(start)
+            await vm.acknowledge(await vm.event())
         assert sorted(map(str, outcomes)) == ["EPERM: the file is frozen", "{}"]
         assert vm.events == []
         assert await attributes(vm) == [(0, PAGES, True)]
 
 
 async def test_who_goes_while_it_waits_to_freeze_freezes_nothing(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     async with (
-        serving(tmp_path, backing, LiveUpdate) as control,
+        serving(scratch, backing, LiveUpdate) as control,
         control.peer() as vm,
     ):
         await vm.do("bind", file="/guest", start=0, end=PAGES)
@@ -90,30 +99,24 @@ async def test_who_goes_while_it_waits_to_freeze_freezes_nothing(
                 assert shim_of(control).frozen_by is not None
             await control.peers_down_to(1)
             assert shim_of(control).frozen_by is None
-            await answer(vm, start)
-            await answer(vm, await vm.event())
+            await vm.acknowledge(start)
+            await vm.acknowledge(await vm.event())
         assert await vm.do("freeze", file="/guest") == {}
 
 
 async def test_who_goes_leaves_the_huge_pages_that_have_not_begun(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     """There may be so many that nobody could wait for the last one."""
-    async with serving(tmp_path, backing, HugetlbRfc) as control, control.peer() as vm:
-        control.make("large", 3 * HUGE)
-        await vm.do("bind", file="/large", start=0, end=3 * HUGE)
-        async with control.peer() as vmm:
-            command = {"file": "/large", "offset": 0, "count": 3 * HUGE}
-            line = vmm.line("set-memory-attributes", **command, private=False)
-            await vmm.send(line + "\n")
-            start = await vm.event()
-            assert (start["start"], start["end"]) == (0, HUGE)
-            assert "zaps" not in start
+    async with serving(scratch, backing, HugetlbRfc) as control, control.peer() as vm:
+        start = await begun_and_gone(control, vm)
+        assert (start["start"], start["end"]) == (0, HUGE)
+        assert "zaps" not in start
         await trio.testing.wait_all_tasks_blocked()
-        await answer(vm, start)
+        await vm.acknowledge(start)
         end = await vm.event()
         assert (end["event"], end["end"]) == ("INVALIDATE_END", HUGE)
-        await answer(vm, end)
+        await vm.acknowledge(end)
         await control.peers_down_to(1)
         rows = await vm.do("query-memory-attributes", file="/large")
         assert [(row["offset"], row["private"]) for row in rows] == [
@@ -124,10 +127,10 @@ async def test_who_goes_leaves_the_huge_pages_that_have_not_begun(
 
 
 async def test_an_event_of_a_huge_page_has_the_pages_that_are_converted(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     async with (
-        serving(tmp_path, backing, HugetlbRfc) as control,
+        serving(scratch, backing, HugetlbRfc) as control,
         control.peer() as vm,
         control.peer() as vmm,
     ):
@@ -141,38 +144,32 @@ async def test_an_event_of_a_huge_page_has_the_pages_that_are_converted(
                 assert event["event"] == name
                 assert (event["start"], event["end"]) == (0, HUGE)
                 assert event["zaps"] == {"start": 3, "end": 7}
-                await answer(vm, event)
+                await vm.acknowledge(event)
 
 
 async def test_what_is_converted_as_a_whole_is_so_though_who_asked_has_gone(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     rules: dict[str, Any] = {"atomicity": "range"}
     async with (
-        serving(tmp_path, backing, HugetlbRfc, None, **rules) as control,
+        serving(scratch, backing, HugetlbRfc, None, **rules) as control,
         control.peer() as vm,
     ):
-        control.make("large", 3 * HUGE)
-        await vm.do("bind", file="/large", start=0, end=3 * HUGE)
-        async with control.peer() as vmm:
-            command = {"file": "/large", "offset": 0, "count": 3 * HUGE}
-            line = vmm.line("set-memory-attributes", **command, private=False)
-            await vmm.send(line + "\n")
-            start = await vm.event()
-        await answer(vm, start)
-        await answer(vm, await vm.event())
+        start = await begun_and_gone(control, vm)
+        await vm.acknowledge(start)
+        await vm.acknowledge(await vm.event())
         await control.peers_down_to(1)
         (row,) = await vm.do("query-memory-attributes", file="/large")
         assert (row["count"], row["private"]) == (3 * HUGE, False)
 
 
 async def test_pages_that_became_private_meanwhile_are_not_pinned(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     """The faults of a large pin take a thread, and a conversion can come before it."""
     pages = 4 * HUGE
     async with (
-        serving(tmp_path, backing, initial="shared") as control,
+        serving(scratch, backing, initial="shared") as control,
         control.peer() as vfio,
         control.peer() as vmm,
     ):
@@ -202,10 +199,10 @@ async def test_pages_that_became_private_meanwhile_are_not_pinned(
 
 
 async def test_events_of_pages_that_have_moved_carry_kinds_too(
-    tmp_path: Path, backing: Backing
+    scratch: Path, backing: Backing
 ) -> None:
     async with (
-        serving(tmp_path, backing) as control,
+        serving(scratch, backing) as control,
         control.peer() as peer,
         control.peer() as vmm,
     ):
@@ -217,5 +214,5 @@ async def test_events_of_pages_that_have_moved_carry_kinds_too(
         for name in ("INVALIDATE_START", "INVALIDATE_END"):
             event = await peer.event()
             assert (event["event"], event["kinds"]) == (name, "shared")
-            await answer(peer, event)
+            await peer.acknowledge(event)
         assert "pfn" in (await peer.answer())["return"]

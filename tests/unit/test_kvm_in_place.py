@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,12 +16,12 @@ from inaccfs.kvm.arch import Arch
 from inaccfs.semantics import HugetlbRfc, InPlaceNext, InPlaceV8
 from inaccfs.syscalls import PUNCH
 from tests.unit.fakes import refused
+from tests.unit.one_file import OneFile, one_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from inaccfs.inprocess import File
     from inaccfs.kvm import Vcpu
     from inaccfs.semantics import Semantics
 
@@ -41,10 +41,8 @@ class AsksFirst(InPlaceV8):
     kvm_attribute_read = "before get-pfn"
 
 
-class Guest(NamedTuple):
-    mount: Mount
-    fd: int
-    file: File
+@dataclass
+class Guest(OneFile):
     vm: VM
     vmm: Vmm
     vcpu: Vcpu
@@ -58,17 +56,12 @@ def guest(
     semantics: Semantics, pages: int = PAGES, free: int = 0, **options: Any
 ) -> Iterator[Guest]:
     """A VM with a slot of *pages* pages of a file, without the last *free* ones."""
-    with Mount(semantics) as mount:
-        fd = mount.memfd_create("guest", pages * PAGE)
-        client = mount.connect()
-        with VM(client, **options) as vm:
-            vm.set_user_memory_region(
-                *(0, 0, (pages - free) * PAGE), private_fd=fd, flags=KVM_MEM_PRIVATE
-            )
-            vmm = Vmm(vm, fallocate=mount.fallocate)
-            yield Guest(mount, fd, client.file(fd), vm, vmm, vm.create_vcpu())
-        client.close()
-        os.close(fd)
+    with one_file(semantics, pages) as it, VM(it.client, **options) as vm:
+        vm.set_user_memory_region(
+            *(0, 0, (pages - free) * PAGE), private_fd=it.fd, flags=KVM_MEM_PRIVATE
+        )
+        vmm = Vmm(vm, fallocate=it.mount.fallocate)
+        yield Guest(**vars(it), vm=vm, vmm=vmm, vcpu=vm.create_vcpu())
 
 
 IN_PLACE = pytest.mark.parametrize(

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
 from inaccfs.explore.scenario import Scenario
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import Case, Limits, explore
-from inaccfs.inprocess import Mount
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, Vmm
 from inaccfs.semantics import HugetlbRfc, InPlaceNext, InPlaceV8
 from inaccfs.syscalls import PUNCH
 from tests.unit.fakes import refused
+from tests.unit.one_file import OneFile, one_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from inaccfs.inprocess import File
     from inaccfs.kvm import Vcpu
     from inaccfs.semantics import Semantics
 
@@ -68,19 +67,12 @@ class HugeNoMmap(HugetlbRfc):
     mmap = "refused"
 
 
-class Guest(NamedTuple):
-    mount: Mount
-    fd: int
-    file: File
+@dataclass
+class Guest(OneFile):
     half: mmap.mmap
     vm: VM
     vmm: Vmm
     vcpu: Vcpu
-
-    @property
-    def blocks(self) -> int:
-        """The pages that the file has."""
-        return os.fstat(self.fd).st_blocks * 512 // PAGE
 
 
 @contextmanager
@@ -88,20 +80,19 @@ def guest(
     semantics: Semantics, *, discard: bool = True, **options: Any
 ) -> Iterator[Guest]:
     """A VM with a slot that has a file and shared memory."""
-    with Mount(semantics) as mount, mmap.mmap(-1, PAGES * PAGE) as half:
-        fd = mount.memfd_create("guest", PAGES * PAGE)
-        client = mount.connect()
-        with VM(client, **options) as vm:
-            vm.set_user_memory_region(
-                *(0, 0, PAGES * PAGE),
-                private_fd=fd,
-                shared=half,
-                flags=KVM_MEM_PRIVATE,
-            )
-            vmm = Vmm(vm, discard=discard, fallocate=mount.fallocate)
-            yield Guest(mount, fd, client.file(fd), half, vm, vmm, vm.create_vcpu())
-        client.close()
-        os.close(fd)
+    with (
+        one_file(semantics, PAGES) as it,
+        mmap.mmap(-1, PAGES * PAGE) as half,
+        VM(it.client, **options) as vm,
+    ):
+        vm.set_user_memory_region(
+            *(0, 0, PAGES * PAGE),
+            private_fd=it.fd,
+            shared=half,
+            flags=KVM_MEM_PRIVATE,
+        )
+        vmm = Vmm(vm, discard=discard, fallocate=it.mount.fallocate)
+        yield Guest(**vars(it), half=half, vm=vm, vmm=vmm, vcpu=vm.create_vcpu())
 
 
 SOURCES = pytest.mark.parametrize(
