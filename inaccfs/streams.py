@@ -1,4 +1,4 @@
-"""The standard streams: open all three, and escape text for a terminal.
+"""The standard streams, and files to write: open them, and escape text for a terminal.
 
 This imports almost nothing, because it must run before other imports and before any
 open().
@@ -29,6 +29,18 @@ def _open_null() -> int:
     except OSError:
         # A system may lack /dev. This fd can be neither read nor written.
         return os.open("/", os.O_RDONLY)
+
+
+def create(path: str, mode: int = 0o666) -> int:
+    """Open a file to write it from its start; returns the fd.
+
+    A FIFO that nobody reads is ENXIO. Otherwise open(2) would wait; and Ctrl-C would
+    not end the wait, if its handler raises nothing.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    fd = os.open(path, flags | os.O_NONBLOCK, mode)
+    os.set_blocking(fd, True)
+    return fd
 
 
 def printable(text: str) -> str:

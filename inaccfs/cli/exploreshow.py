@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +10,7 @@ import msgspec
 
 from inaccfs.cli import output, terminal
 from inaccfs.errors import OptionError
-from inaccfs.streams import printable_lines
+from inaccfs.streams import create, printable_lines
 from inaccfs.words import quoted
 
 if TYPE_CHECKING:
@@ -116,18 +115,12 @@ def show(found: Timeline) -> None:
     output.say_coloured(text)
 
 
-_WRITES: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-
-
 def write_trace(path: str, found: Timeline) -> None:
     """Write a schedule for Chrome or Perfetto. Raises `OptionError`."""
     from inaccfs.explore import timeline
 
     try:
-        # A FIFO that nobody reads is ENXIO then, and does not wait.
-        fd = os.open(path, _WRITES | os.O_NONBLOCK, 0o666)
-        os.set_blocking(fd, True)
-        with open(fd, "wb") as file:
+        with open(create(path), "wb") as file:
             file.write(timeline.as_trace(found))
     except OSError as exc:
         raise OptionError(f"cannot write {quoted(path)}: {exc.strerror}") from exc

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from inaccfs.cli import output
 from inaccfs.errors import InaccfsError
-from inaccfs.streams import printable
+from inaccfs.streams import create, printable
 
 if TYPE_CHECKING:
     import argparse
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         # to: replacing it by a file would affect everybody.
         path = os.path.realpath(args.file)
         if os.path.exists(path) and not os.path.isfile(path):
-            with open(path, "wb") as file:
+            with open(create(path), "wb") as file:
                 file.write(prometheus_client.generate_latest(registry))
         else:
             prometheus_client.write_to_textfile(path, registry)

@@ -14,6 +14,7 @@ from inaccfs._version import __version__
 from inaccfs.cli import output
 from inaccfs.cli.terminal import Ending
 from inaccfs.errors import InaccfsError, OptionError
+from inaccfs.streams import create
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _opened(path: str) -> Iterator[IO[bytes]]:
     try:
-        with open(path, "wb") as file:
+        with open(create(path), "wb") as file:
             yield file
     except InaccfsError:
         # The end of the daemon is an OSError, too.

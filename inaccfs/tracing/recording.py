@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from inaccfs import streams
 from inaccfs.control.outlet import Outlet
 from inaccfs.control.tracing import Tracing, encoded
 from inaccfs.errors import MountError
@@ -37,14 +38,10 @@ class Recording:
             MountError: the file cannot be written.
         """
         self._path: Final = path
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         try:
-            # With O_NONBLOCK a FIFO that nobody reads is ENXIO; else open(2) would
-            # wait.
-            fd = os.open(path, flags | os.O_NONBLOCK, 0o600)
+            fd = streams.create(path, 0o600)
         except OSError as exc:
             raise MountError(f"cannot write the trace {path}: {exc.strerror}") from exc
-        os.set_blocking(fd, True)
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
         try:

@@ -303,6 +303,19 @@ def test_a_recorder_that_is_killed_costs_the_trace_and_not_the_mount(
             new_file(invalidate_again, PAGE)
 
 
+def test_a_fifo_that_nobody_reads_is_refused_at_once(
+    mount: Mount, scratch: Path
+) -> None:
+    fifo = scratch / "fifo"
+    os.mkfifo(fifo)
+    for words in (
+        ("trace", "-o", fifo, mount.path),
+        ("metrics", mount.path, "-o", fifo),
+    ):
+        said = complaint(*words)
+        assert said == f"inaccfs: cannot write {fifo}: No such device or address", words
+
+
 def test_a_trace_that_cannot_be_written_is_no_mount(scratch: Path) -> None:
     mountpoint = scratch / "mnt"
     mountpoint.mkdir()
