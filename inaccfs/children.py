@@ -1,4 +1,4 @@
-"""Ends child processes before their parent ends."""
+"""Starts child processes, and ends them before their parent ends."""
 
 from __future__ import annotations
 
@@ -27,24 +27,34 @@ _KILLED_SECONDS: Final = 1.5
 
 
 @contextmanager
-def starting(what: str) -> Iterator[None]:
+def starting(what: str, kind: type[InaccfsError] = InaccfsError) -> Iterator[None]:
     """Report that no process is allowed, in a with block that starts *what*.
 
     Raises:
-        InaccfsError: fork(2) failed with EAGAIN.
+        InaccfsError: fork(2) failed with EAGAIN; of the *kind*.
     """
     try:
         yield
     except BlockingIOError as exc:
-        raise InaccfsError(f"cannot start {what}: {NO_PROCESS}") from exc
+        raise kind(f"cannot start {what}: {NO_PROCESS}") from exc
 
 
 def fork() -> int:
-    """os.fork(), which loses an exception that a signal handler raises in its hooks."""
-    with Deferred() as deferred:
-        pid = os.fork()
-        if pid == 0:
-            deferred.drop()
+    """os.fork(), which loses an exception that a signal handler raises in its hooks.
+
+    Here it is raised after the fork, and the child is killed.
+    """
+    pid = 0
+    try:
+        with Deferred() as deferred:
+            pid = os.fork()
+            if pid == 0:
+                deferred.drop()
+    except BaseException:
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        raise
     return pid
 
 

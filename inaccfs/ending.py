@@ -16,10 +16,9 @@ import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final, Self
 
-from inaccfs import runtime
+from inaccfs import children, runtime
 from inaccfs.backing.fallback import remove_fallbacks
 from inaccfs.errors import (
-    NO_PROCESS,
     BusyError,
     DeadDaemonError,
     MountError,
@@ -121,28 +120,22 @@ def _ask(mounted: MountInfo, seconds: float) -> bytes | None:
         NoAnswerError: it has not answered in time.
     """
     path = mounted.path
-    options = dict(part.partition("=")[::2] for part in mounted.options.split(","))
-    owner = (options.get(name, "0") for name in ("user_id", "group_id"))
-    try:
+    owner = (mounted.option(name) or "0" for name in ("user_id", "group_id"))
+    with children.starting(f"a process that asks the daemon of {path}", UnmountError):
         child = subprocess.Popen(
             [sys.executable, "-ISc", _QUESTION, path, *owner],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-    except BlockingIOError as exc:
-        raise UnmountError(f"cannot ask the daemon of {path}: {NO_PROCESS}") from exc
     try:
         answer, _ = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         raise NoAnswerError(f"{path}: its daemon does not answer") from None
     finally:
-        child.kill()
         assert child.stdout is not None
         child.stdout.close()
-        with suppress(subprocess.TimeoutExpired):
-            # A child that hangs in the kernel cannot end.
-            child.wait(_QUICK_ANSWER_SECONDS)
+        children.kill(child)
     # Do not use the exit status: it is lost where SIGCHLD is ignored.
     number, _, control = answer.partition(b" ")
     if number == b"0":

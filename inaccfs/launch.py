@@ -19,7 +19,6 @@ from inaccfs import children, streams
 from inaccfs.deferring import Deferred
 from inaccfs.ending import NOTICE_SECONDS, wait_readable
 from inaccfs.errors import (
-    NO_PROCESS,
     DaemonFailedError,
     DeadDaemonError,
     InaccfsError,
@@ -115,21 +114,21 @@ def start_daemon(
 def _spawn(
     words: Sequence[str], fds: Sequence[int], stderr: IO[bytes] | None
 ) -> subprocess.Popen[bytes]:
+    # -P: import nothing from the current directory.
+    command = [sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground", *words]
     # Blocked until the daemon's own code runs: the interpreter would print a traceback.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return subprocess.Popen(
-            # -P: import nothing from the current directory.
-            [sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground", *words],
-            pass_fds=fds,
-            stdin=subprocess.DEVNULL,
-            stderr=stderr,
-            # Ctrl-C in the terminal must not reach the daemon.
-            start_new_session=True,
-            env=environment(),
-        )
-    except BlockingIOError as exc:
-        raise MountError(f"cannot start the daemon: {NO_PROCESS}") from exc
+        with children.starting("the daemon", MountError):
+            return subprocess.Popen(
+                command,
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stderr=stderr,
+                # Ctrl-C in the terminal must not reach the daemon.
+                start_new_session=True,
+                env=environment(),
+            )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

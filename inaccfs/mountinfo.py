@@ -23,6 +23,14 @@ class MountInfo(NamedTuple):
     # The options of the file system, with commas between them.
     options: str
 
+    def option(self, name: str) -> str:
+        """The value of an option of the file system; empty if there is none."""
+        for option in self.options.split(","):
+            found, _, value = option.partition("=")
+            if found == name:
+                return value
+        return ""
+
 
 def read() -> list[MountInfo]:
     """All mounts that this process can see; of several at one place the last counts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import stat
@@ -55,6 +54,9 @@ def short_name(path: str, size: int) -> str:
     name = escape(path)
     if len(name) <= size:
         return name
+    # Imported here because few paths are as long, and it takes 2 ms.
+    import hashlib
+
     digest = hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
     end = size - len(digest) - 1
     return f"{digest}-{name[-end:]}" if end > 0 else digest

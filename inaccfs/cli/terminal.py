@@ -9,6 +9,8 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
+from inaccfs.words import natural
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -86,8 +88,7 @@ def _of(stream: IO[str]) -> Size:
 
 def _wanted(name: str) -> int:
     """A number in the environment; 0 if it is none."""
-    text = os.environ.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return natural(os.environ.get(name, "")) or 0
 
 
 def width() -> int:

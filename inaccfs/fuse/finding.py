@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs import mountinfo
 from inaccfs.errnos import os_error
-from inaccfs.errors import NoAnswerError, NotMountedError, OptionError
+from inaccfs.errors import (
+    NO_PROCESS,
+    InaccfsError,
+    NoAnswerError,
+    NotMountedError,
+    OptionError,
+    means_no_thread,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,6 +161,7 @@ def ask(question: Callable[[], T], seconds: float) -> T:
     Raises:
         TimeoutError: no answer in time: the daemon is stopped.
         OSError: *question* raised it.
+        InaccfsError: no thread can be started.
     """
     answers: queue.SimpleQueue[T | OSError] = queue.SimpleQueue()
 
@@ -167,8 +175,10 @@ def ask(question: Callable[[], T], seconds: float) -> T:
     thread = threading.Thread(target=run, daemon=True)
     try:
         thread.start()
-    except RuntimeError:
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+    except RuntimeError as exc:
+        if not means_no_thread(exc):
+            raise
+        raise InaccfsError(f"cannot start a thread: {NO_PROCESS}") from exc
     try:
         answer = answers.get(timeout=seconds)
     except queue.Empty:

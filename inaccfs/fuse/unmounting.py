@@ -65,7 +65,7 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     if left is not None and (helper.returncode or left == mounted):
         if "busy" in helper.stderr.lower():
             raise BusyError(_busy(mounted))
-        if (owner := _owner(left)) != os.geteuid():
+        if (owner := int(left.option("user_id") or 0)) != os.geteuid():
             # fusermount3 says that it has found no such mount.
             raise UnmountError(
                 f"cannot unmount {path}: it is a mount of uid {owner}: only that user "
@@ -75,15 +75,6 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
         raise UnmountError(
             f"cannot unmount {path}: {last[0].removeprefix('fusermount3: ')}"
         )
-
-
-def _owner(mounted: MountInfo) -> int:
-    """The uid that has made a FUSE mount: 0 if the mount does not say."""
-    for option in mounted.options.split(","):
-        name, _, value = option.partition("=")
-        if name == "user_id":
-            return int(value)
-    return 0
 
 
 def _busy(mounted: MountInfo) -> str:

@@ -20,7 +20,8 @@ from typing import Final
 
 import trio
 
-from inaccfs.errors import NO_PROCESS, MountError
+from inaccfs.children import starting
+from inaccfs.errors import MountError
 from inaccfs.helper import wire
 from inaccfs.helper.process import OOM_SCORE_ADJ, run_child, serve
 from inaccfs.readiness import is_readable, wait_readable
@@ -82,10 +83,8 @@ def fork() -> Process:
     # not write to them.
     gc.freeze()
     parent = os.getpid()
-    try:
+    with starting("the helper", MountError):
         pid = os.fork()
-    except BlockingIOError as exc:
-        raise MountError(f"cannot start the helper: {NO_PROCESS}") from exc
     if pid == 0:
         run_child(partial(serve, theirs), parent)
     theirs.close()

@@ -208,7 +208,9 @@ class _Running:
         if self._looks(call) and memory is not None and memory.references:
             found.append(self._first_referenced(call))
         if self._superblock.semantics.content == "refused":
-            found.append(content.first_present(self._file, call.start, call.end))
+            # One after the first notifier's page would not be the first.
+            end = call.end if found[0] is None else min(found[0], call.end)
+            found.append(content.first_present(self._file, call.start, end))
         return min((page for page in found if page is not None), default=None)
 
     def _kinds(self, part: Conversion) -> Kinds:

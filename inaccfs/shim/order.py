@@ -118,12 +118,9 @@ async def drive(
                 await begin()
             return await drive_locked(steps, notifiers, change, cause=cause)
 
-    async def tell(make: Callable[[], Notice]) -> None:
-        await notifiers.tell(make(), cause)
-
     async def tell_in_turn(make: Callable[[], Notice]) -> None:
         async with notifiers.fixed():
-            await tell(make)
+            await notifiers.tell(make(), cause)
 
     return await _take(steps, notifiers, change, tell_in_turn)
 
