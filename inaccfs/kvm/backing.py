@@ -37,7 +37,8 @@ class Frames(NamedTuple):
     private: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: that would make each twice as slowly, and a put may have 65536.
+@dataclass(slots=True)
 class Run:
     """Frames that follow each other, in pages of the file."""
 
@@ -148,25 +149,21 @@ class BackingFile:
         first, last = pgoff >> shift, (pgoff + pages - 1) >> shift
         if first == last:
             # Nearly every fault asks for one page, and get-pfn of one is cheaper.
-            found = self.file.get_pfn(first)
-            frames = Frames(first << shift, found.pfn, 1 << shift, found.order)
-            if self._in_place:
-                frames = frames._replace(private=bool(found.private))
-            return [frames]
+            page = self.file.get_pfn(first)
+            private = bool(page.private) if self._in_place else None
+            return [Frames(first << shift, page.pfn, 1 << shift, page.order, private)]
+        found = self.file.get_pfns(first, last - first + 1)
+        if self._in_place:
+            return [self._frames(each, bool(each.private)) for each in found]
         return [
-            self._frames(extent, private=bool(extent.private))
-            for extent in self.file.get_pfns(first, last - first + 1)
+            Frames(each.offset << shift, each.pfn, each.count << shift, each.order)
+            for each in found
         ]
 
-    def _frames(self, extent: ShimExtent, *, private: bool) -> Frames:
+    def _frames(self, extent: ShimExtent, private: bool | None) -> Frames:
         shift = self.shift
-        return Frames(
-            extent.offset << shift,
-            extent.pfn,
-            extent.count << shift,
-            extent.order,
-            private if self._in_place else None,
-        )
+        pages = extent.count << shift
+        return Frames(extent.offset << shift, extent.pfn, pages, extent.order, private)
 
     def attribute(self, pgoff: int) -> tuple[bool, int]:
         """Whether a page of 4 KiB is private, and the end of the pages that are alike.
@@ -193,7 +190,7 @@ class BackingFile:
         shift = self.shift
         first, last = pgoff >> shift, (pgoff + pages - 1) >> shift
         return [
-            self._frames(extent, private=False)
+            self._frames(extent, False if self._in_place else None)
             for extent in self.file.pin_pages(first, last - first + 1)
         ]
 

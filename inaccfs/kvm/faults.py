@@ -10,7 +10,6 @@ The order is written once, as generators of steps; `Sync.drive` performs them.
 from __future__ import annotations
 
 import errno
-from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from inaccfs.client.errors import ConnectionLostError
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.faultsteps import Step
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.mmu import Mmu
+    from inaccfs.kvm.pagetable import PageTable
     from inaccfs.kvm.shim import ShimSemantics
     from inaccfs.kvm.sync import Sync
     from inaccfs.kvm.uapi import Hook
@@ -181,24 +181,28 @@ class Faults:
         return end if mapped else gfn
 
     def _map(self, fault: _Fault) -> Generator[Step, Any, bool]:
-        """Map gfns of one slot; return True if mapped, False to retry."""
+        """Map gfns of one slot; the steps return True if mapped, False to retry."""
+        # No generator of its own: each step would go through it.
+        if self._mmu.asks_first:
+            return self._ask_and_map(fault)
+        return self._map_file(fault, None)
+
+    def _ask_and_map(self, fault: _Fault) -> Generator[Step, Any, bool]:
+        """Map gfns of one slot, after a look at the attribute."""
         mmu = self._mmu
-        private: bool | None = None
-        if mmu.asks_first:
-            if fault.touched:
-                try:
-                    private, _ = yield Ask(mmu, fault.slot, fault.gfn)
-                except ConnectionError:
-                    raise
-                except OSError as exc:
-                    return self._refused(exc, fault, private=False)
-                with mmu.lock:
-                    self._check_kind(fault, private)
-            else:
-                private = fault.private
-            if not (private or mmu.shared_in_file):
-                return (yield from self._map_vmm(fault))
-        return (yield from self._map_file(fault, private))
+        private = fault.private
+        if fault.touched:
+            try:
+                private, _ = yield Ask(mmu, fault.slot, fault.gfn)
+            except ConnectionError:
+                raise
+            except OSError as exc:
+                return self._refused(exc, fault, private=False)
+            with mmu.lock:
+                self._check_kind(fault, private)
+        if private or mmu.shared_in_file:
+            return (yield from self._map_file(fault, private))
+        return (yield from self._map_vmm(fault))
 
     def _map_vmm(self, fault: _Fault) -> Generator[Step, Any, bool]:
         """Map shared pages of the memory that the VMM gave: without get-pfn."""
@@ -214,7 +218,7 @@ class Faults:
             if mmu.invalidation.retry(fault.seq, gfn, end):
                 mmu.counters.retries += 1
                 return False
-            mmu.install_locked(slot, gfn, gfn, end - gfn, 0, shared=True)
+            mmu.install_locked(mmu.shared_table, slot, gfn, gfn, end - gfn, 0)
             if not fault.touched:
                 mmu.counters.prefaulted += end - gfn
         return True
@@ -253,11 +257,11 @@ class Faults:
                     mmu.counters.retries += 1
                 else:
                     for frames in found:
-                        if private is not None:
-                            frames = frames._replace(private=private)
+                        kind = frames.private if private is None else private
                         if fault.touched and mmu.in_place:
-                            self._check_kind(fault, frames.private)
-                        _install(mmu, slot, frames, gfn - pgoff, gfn, end)
+                            self._check_kind(fault, kind)
+                        table = mmu.shared_table if kind is False else mmu.table
+                        _install(mmu, table, slot, frames, gfn - pgoff, gfn, end)
                     if not fault.touched:
                         mmu.counters.prefaulted += end - gfn
         finally:
@@ -266,8 +270,11 @@ class Faults:
             return False
         # Do this while the slot has a user, and not in guest mode: it asks the daemon.
         # After a pre-fault the first access needs no fault; and it reports an error.
-        with nullcontext() if fault.touched else suppress(PermissionError):
+        try:
             yield Reach(backing, slot.pgoff(end))
+        except PermissionError:
+            if fault.touched:
+                raise
         return True
 
     def _make_private(
@@ -359,17 +366,20 @@ class Faults:
 
 
 def _install(
-    mmu: Mmu, slot: MemorySlot, frames: Frames, shift: int, gfn: int, end: int
+    mmu: Mmu,
+    table: PageTable,
+    slot: MemorySlot,
+    frames: Frames,
+    shift: int,
+    gfn: int,
+    end: int,
 ) -> None:
     """Map *frames*; a page's gfn is its pgoff plus *shift*."""
-    pgoff, pfn, pages, order, private = frames
+    pgoff, pfn, pages, order, _ = frames
     first = pgoff + shift
     # On a hugetlbfs the frames may cover more than was asked for.
     start, stop = max(first, gfn), min(first + pages, end)
-    shared = private is False
-    mmu.install_locked(
-        slot, start, pfn + start - first, stop - start, order, shared=shared
-    )
+    mmu.install_locked(table, slot, start, pfn + start - first, stop - start, order)
 
 
 def _check_notifier(slot: MemorySlot) -> None:

@@ -314,19 +314,17 @@ class Mmu:
 
     def install_locked(
         self,
+        table: PageTable,
         slot: MemorySlot,
         gfn: int,
         pfn: int,
         pages: int,
         order: int,
-        *,
-        shared: bool = False,
     ) -> None:
         """Map the frames of a fault: contiguous ones, of folios of one order.
 
-        With mmu_lock, after `Invalidation.retry`. *shared* is for `shared_table`.
+        With mmu_lock, after `Invalidation.retry`. The *table* is one of the two.
         """
-        table = self.shared_table if shared else self.table
         if pages == 1:
             self._map_one(table, slot, gfn, pfn, order)
             return
