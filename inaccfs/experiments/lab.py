@@ -11,7 +11,7 @@ from inaccfs.client import connect
 from inaccfs.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from inaccfs.client import Client
     from inaccfs.launch import Mount
@@ -126,6 +126,17 @@ class Lab:
         """Show a line."""
         self.lines.append(text)
         self._show(text)
+
+    def columns(
+        self, head: Sequence[str], columns: Sequence[Iterable[tuple[str, object]]]
+    ) -> None:
+        """Show a table by its columns of (name of the row, value), with equal names.
+
+        Raises:
+            ValueError: the columns are not equally long; or what `table` raises.
+        """
+        rows = zip(*columns, strict=True)
+        self.table(head, [(row[0][0], *(value for _, value in row)) for row in rows])
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Show a table, with numbers aligned right.

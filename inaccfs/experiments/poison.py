@@ -189,11 +189,7 @@ def _run(lab: Lab) -> None:
     for semantics in lab.semantics:
         with lab.bench(semantics, size="64m", pfn_source="simulated") as bench:
             columns.append(_column(bench))
-    rows = zip(*columns, strict=True)
-    lab.table(
-        ["", *map(lab.label, lab.semantics)],
-        [(row[0][0], *(text for _, text in row)) for row in rows],
-    )
+    lab.columns(["", *map(lab.label, lab.semantics)], columns)
 
 
 EXPERIMENT: Final = Experiment(

@@ -140,13 +140,7 @@ def _run(lab: Lab) -> None:
                     for row in part(bench).items()
                 ]
             )
-    lab.table(
-        ["", *map(lab.label, lab.semantics)],
-        [
-            (row[0][0], *(found for _, found in row))
-            for row in zip(*columns, strict=True)
-        ],
-    )
+    lab.columns(["", *map(lab.label, lab.semantics)], columns)
 
 
 EXPERIMENT: Final = Experiment(

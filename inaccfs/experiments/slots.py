@@ -123,10 +123,7 @@ def _run(lab: Lab) -> None:
     for semantics in lab.semantics:
         with lab.bench(semantics, size="4m", pfn_source="simulated") as bench:
             columns.append(list(_column(bench)))
-    lab.table(
-        ["", *map(lab.label, lab.semantics)],
-        [(row[0][0], *(text for _, text in row)) for row in zip(*columns, strict=True)],
-    )
+    lab.columns(["", *map(lab.label, lab.semantics)], columns)
 
 
 EXPERIMENT: Final = Experiment(

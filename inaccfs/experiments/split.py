@@ -131,13 +131,7 @@ def _run(lab: Lab) -> None:
     head = "rules", "which", "none", *map(str, _STEPS), *back, "none"
     lab.table(head, scattered)
     lab.say(f"\nAll pages are shared, and page {_PINNED} is pinned")
-    lab.table(
-        ["", *labels],
-        [
-            (row[0][0], *(outcome for _, outcome in row))
-            for row in zip(*columns, strict=True)
-        ],
-    )
+    lab.columns(["", *labels], columns)
 
 
 EXPERIMENT: Final = Experiment(

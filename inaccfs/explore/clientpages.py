@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from inaccfs.explore import seen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from inaccfs.explore.schedule import Schedule
     from inaccfs.inprocess import File
@@ -33,27 +33,26 @@ class PagesOfFile:
 
     def pin_pages(self, offset: int, count: int = 1) -> list[Extent]:
         """See `ShimFile`."""
-        schedule = self._schedule
-        schedule.point(f"pins [{offset}, {offset + count})")
+        self._schedule.point(f"pins [{offset}, {offset + count})")
         self._client.connected()
         found = self._file.pin_pages(offset, count)
-        for extent in found:
-            for pfn in range(extent.pfn, extent.pfn + extent.count):
-                self._client.held[pfn] += 1
-                if schedule.runs:
-                    schedule.touch(seen.references_key(pfn))
+        self._count(found, 1)
         return found
 
     def unpin_pages(self, extents: Sequence[ShimRun]) -> None:
         """See `ShimFile`."""
+        self._schedule.point("unpins")
+        self._count(extents, -1)
+        self._file.unpin_pages(extents)
+
+    def _count(self, extents: Iterable[ShimRun], more: int) -> None:
+        """Count pins of the client: *more* is 1 or -1."""
         schedule = self._schedule
-        schedule.point("unpins")
         for extent in extents:
             for pfn in range(extent.pfn, extent.pfn + extent.count):
-                self._client.held[pfn] -= 1
+                self._client.held[pfn] += more
                 if schedule.runs:
                     schedule.touch(seen.references_key(pfn))
-        self._file.unpin_pages(extents)
 
     def populate(
         self,

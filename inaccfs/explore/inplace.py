@@ -8,24 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from inaccfs.explore.scenario import Scenario
+from inaccfs.explore.setups import OnePage, TwoVMsOfAFile
 
 if TYPE_CHECKING:
     from inaccfs.iommu import Learns
 
 
-class ConvertInPlace(Scenario):
+class ConvertInPlace(OnePage):
     """Does a fault map a page as private after the file has made it shared?"""
 
     name = "convert-in-place"
-
-    def setup(self) -> None:
-        """See `Scenario`."""
-        self.one = self.vm()
-        self.memory = self.file(pages=1)
-        self.slot(self.one, self.memory)
-        self.vcpu = self.one.create_vcpu()
-        self.write(self.vcpu, 0, "old")
-        self.unmap(self.one, 0, 1)
 
     def actor_vcpu(self) -> None:
         """One access."""
@@ -36,20 +28,14 @@ class ConvertInPlace(Scenario):
         self.convert_file(self.one, self.memory, 0, 1, private=False)
 
 
-class ConvertTwoVMs(Scenario):
+class ConvertTwoVMs(TwoVMsOfAFile):
     """Is a VM safe while pages of two VMs are converted?"""
 
     name = "convert-two-vms"
 
     def setup(self) -> None:
         """See `Scenario`."""
-        self.first, self.second = self.vm("first"), self.vm("second")
-        self.memory = self.file(pages=2)
-        self.slot(self.first, self.memory, page=0)
-        self.slot(self.second, self.memory, page=1)
-        self.vcpu = self.first.create_vcpu()
-        self.write(self.vcpu, 0, "old")
-        self.write(self.second.create_vcpu(), 0, "other")
+        super().setup()
         self.unmap(self.first, 0, 1)
 
     def actor_convert(self) -> None:

@@ -41,18 +41,14 @@ class Mutex:
         schedule = self._schedule
         return self.owner is schedule.current and self.since == schedule.step
 
-    def _is_free(self) -> bool:
-        return self.owner is None
-
-    @property
-    def free(self) -> bool:
+    def is_free(self) -> bool:
         """Whether no actor holds it."""
         return self.owner is None
 
     def acquire(self) -> None:
         """Wait until it is free, and take it."""
         if self._schedule.current is not None or self.owner is not None:
-            self._schedule.point(self._label, self._is_free, wants=self.key)
+            self._schedule.point(self._label, self.is_free, wants=self.key)
         self.take()
 
     def take(self) -> None:

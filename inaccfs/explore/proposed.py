@@ -29,9 +29,10 @@ def convert(
     word = "private" if private else "shared"
     what = f"conversion of pages [{{}}, {{}}) to {word}"
     schedule.point(f"makes [{first}, {end}) {word}")
-    schedule.touch(seen.frozen_key(world.check_file(fd)), False)
+    number = world.check_file(fd)
+    schedule.touch(seen.frozen_key(number), False)
     for page in range(first, end):
-        schedule.touch(seen.page_key(world.check_file(fd), page), False)
+        schedule.touch(seen.page_key(number, page), False)
     try:
         user.client.client.file(fd).set_memory_attributes(first, end - first, private)
     except OSError as exc:

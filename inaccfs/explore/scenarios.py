@@ -6,25 +6,10 @@ from typing import Final
 
 from inaccfs.explore.inplace import IN_PLACE
 from inaccfs.explore.scenario import Scenario
+from inaccfs.explore.setups import OnePage, TwoVMsOfAFile
 
 
-class _OnePage(Scenario):
-    """A VM with one page of a file. The page has been written, and may be mapped."""
-
-    mapped = False
-
-    def setup(self) -> None:
-        """See `Scenario`."""
-        self.one = self.vm()
-        self.memory = self.file(pages=1)
-        self.slot(self.one, self.memory)
-        self.vcpu = self.one.create_vcpu()
-        self.write(self.vcpu, 0, "old")
-        if not self.mapped:
-            self.unmap(self.one, 0, 1)
-
-
-class Punch(_OnePage):
+class Punch(OnePage):
     """Does a vCPU that writes and reads a page use it after a punch?"""
 
     def actor_vcpu(self) -> None:
@@ -37,7 +22,7 @@ class Punch(_OnePage):
         self.punch(self.memory, 0, 1)
 
 
-class Mapped(_OnePage):
+class Mapped(OnePage):
     """Does a vCPU use a page that it has already mapped after a punch?"""
 
     mapped = True
@@ -74,7 +59,7 @@ class LateSlot(Scenario):
         self.read(self.vcpu, 0)
 
 
-class Convert(_OnePage):
+class Convert(OnePage):
     """Does a fault map a page as private after the VMM has made it shared?"""
 
     def actor_vcpu(self) -> None:
@@ -86,7 +71,7 @@ class Convert(_OnePage):
         self.convert(self.one, 0, 1, private=False)
 
 
-class ConvertBack(_OnePage):
+class ConvertBack(OnePage):
     """Is a page empty after it was shared for a while?"""
 
     name = "convert-back"
@@ -102,7 +87,7 @@ class ConvertBack(_OnePage):
         self.read(self.vcpu, 0)
 
 
-class DeleteSlot(_OnePage):
+class DeleteSlot(OnePage):
     """Can a slot be deleted while its page is punched?"""
 
     name = "delete-slot"
@@ -117,7 +102,7 @@ class DeleteSlot(_OnePage):
         self.punch(self.memory, 0, 1)
 
 
-class DeleteSlotVcpu(_OnePage):
+class DeleteSlotVcpu(OnePage):
     """Can a slot be deleted while its page is punched and a vCPU reads it?"""
 
     name = "delete-slot-vcpu"
@@ -182,21 +167,7 @@ class TwoSlots(Scenario):
         self.punch(self.memory, 1, 2)
 
 
-class _TwoVMs(Scenario):
-    """Two VMs with pages of one file."""
-
-    def setup(self) -> None:
-        """See `Scenario`."""
-        self.first, self.second = self.vm("first"), self.vm("second")
-        self.memory = self.file(pages=2)
-        self.slot(self.first, self.memory, page=0)
-        self.slot(self.second, self.memory, page=1)
-        self.vcpu = self.first.create_vcpu()
-        self.write(self.vcpu, 0, "old")
-        self.write(self.second.create_vcpu(), 0, "other")
-
-
-class TwoVMs(_TwoVMs):
+class TwoVMs(TwoVMsOfAFile):
     """Is a VM safe while a punch removes pages of two VMs?"""
 
     name = "two-vms"
@@ -220,7 +191,7 @@ class PeerDies(TwoVMs):
         self.kill(self.second)
 
 
-class PeerSilent(_OnePage):
+class PeerSilent(OnePage):
     """What happens to a VM that answers too late, and is disconnected?"""
 
     name = "peer-silent"
@@ -278,7 +249,7 @@ class Grow(Scenario):
         self.get_and_put(self.user, 1)
 
 
-class Poison(_OnePage):
+class Poison(OnePage):
     """Is memory-failure of a page safe against a fault and a punch?"""
 
     def actor_poison(self) -> None:

@@ -95,7 +95,7 @@ class Condition:
             self._schedule.asks = False
 
     def _may_go_on(self, notified: list[bool]) -> bool:
-        return notified[0] and self._lock.free
+        return notified[0] and self._lock.is_free()
 
     def notify_all(self) -> None:
         """See `threading.Condition.notify_all`."""
@@ -216,12 +216,6 @@ class _Event:
 
 class _Mutex(Mutex):
     __slots__ = ()
-
-    async def __aenter__(self) -> None:
-        self.acquire()
-
-    async def __aexit__(self, *_: object) -> None:
-        self.release()
 
     def take_if_free(self) -> bool:
         if self.owner is not None:

@@ -298,13 +298,17 @@ class World:
             fallocate(self.fd, FALLOC_FL_KEEP_SIZE, offset, pages << PAGE_SHIFT)
 
     def freeze(self, seconds: float) -> None:
-        """Freeze the file for a while. EBUSY: another thread has."""
-        with suppress(OSError):
+        """Freeze the file for a while, unless another thread has frozen it."""
+        try:
             self.handle.freeze()
-            try:
-                time.sleep(seconds)
-            finally:
-                self.handle.unfreeze()
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+            return
+        try:
+            time.sleep(seconds)
+        finally:
+            self.handle.unfreeze()
 
     @contextmanager
     def _clearing(
@@ -318,17 +322,13 @@ class World:
             if (spte := self.vm.spte(gfn)) is not None
         }
         self._leaving.update(leaving)
+        settle = self.oracle.end
         try:
             yield
         except Refused:
-            self.oracle.undo(change, cells)
-            for gfn in leaving:
-                self._leaving.pop(gfn, None)
+            settle = self.oracle.undo
             raise
-        except BaseException:
-            self.oracle.end(change, cells)
-            raise
-        else:
-            self.oracle.end(change, cells)
+        finally:
+            settle(change, cells)
             for gfn in leaving:
                 self._leaving.pop(gfn, None)
