@@ -59,8 +59,8 @@ def listen(path: str, *, everybody: bool = False) -> socket.socket:
     except OSError as exc:
         listener.close()
         raise MountError(
-            f"cannot bind the control socket {path}: {exc.strerror}; name another with "
-            "--control"
+            f"cannot bind the control socket {path}: {exc.strerror or exc}; name "
+            "another with --control"
         ) from exc
     finally:
         os.umask(umask)

@@ -189,8 +189,7 @@ class Faults:
 
     def _ask_and_map(self, fault: _Fault) -> Generator[Step, Any, bool]:
         """Map gfns of one slot, after a look at the attribute."""
-        mmu = self._mmu
-        private = fault.private
+        mmu, private = self._mmu, fault.private
         if fault.touched:
             try:
                 private, _ = yield Ask(mmu, fault.slot, fault.gfn)
