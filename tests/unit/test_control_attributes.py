@@ -516,6 +516,29 @@ async def test_pins_are_counted_listed_and_limited(
         assert await convert(peer, 0, PAGES, True) == {}
 
 
+async def test_pins_and_references_have_one_limit_together(
+    scratch: Path, backing: Backing
+) -> None:
+    policy = Policy(limits=Limits(pages=4))
+    async with (
+        serving(scratch, backing, policy=policy, initial="shared") as control,
+        control.peer() as peer,
+    ):
+        await peer.do("bind", file="/guest", start=0, end=PAGES)
+        place = {"file": "/guest", "offset": 0}
+        assert "extents" in await peer.do("get-pfn", **place, count=2)
+        answer = await peer.do("pin-pages", **place, count=3)
+        assert answer.startswith("EDQUOT: 2 pages are got or pinned and 3 more")
+        await peer.do("pin-pages", **place, count=2)
+        for command in ("get-pfn", "pin-pages"):
+            answer = await peer.do(command, **place)
+            assert answer.startswith("EDQUOT: 4 pages are got or pinned"), command
+        assert await peer.do("unpin-pages", file="/guest", pfn=BASE) == {}
+        assert "pfn" in await peer.do("get-pfn", **place)
+        assert await peer.do("put-pfn", file="/guest", pfn=BASE, count=2) == {}
+        assert "extents" in await peer.do("pin-pages", **place, count=2)
+
+
 async def test_pins_that_never_go_end_with_their_peer(
     scratch: Path, backing: Backing
 ) -> None:

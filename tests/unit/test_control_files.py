@@ -763,7 +763,7 @@ async def test_referenced_pages_are_limited(scratch: Path, backing: Backing) -> 
         control.make("guest", 8)
         await peer.do("get-pfn", file="/guest", offset=0, count=3)
         said = await peer.do("get-pfn", file="/guest", offset=0, count=2)
-        assert said.startswith("EDQUOT: 3 pages are referenced and 2 more")
+        assert said.startswith("EDQUOT: 3 pages are got or pinned and 2 more")
         assert "--limit pages=N" in said
         await peer.do("put-pfn", file="/guest", pfn=BASE)
         assert "extents" in await peer.do("get-pfn", file="/guest", offset=0, count=2)
