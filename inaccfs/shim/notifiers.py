@@ -94,16 +94,15 @@ class Notifiers:
     def __len__(self) -> int:
         return len(self._registered)
 
+    def __contains__(self, notifier: Notifier) -> bool:
+        return notifier in self._registered
+
     def __iter__(self) -> Iterator[Notifier]:
         return iter(self._registered)
 
     def waiting(self, notifier: Notifier) -> int | None:
         """The sequence of the event that *notifier* has got and not answered yet."""
         return self._sequence if self._awaited.get(notifier) else None
-
-    def bound(self, notifier: Notifier) -> tuple[int, int] | None:
-        """The pages that *notifier* is bound to; None if it is the whole file."""
-        return self._registered.get(notifier)
 
     @property
     def invalidating(self) -> tuple[int, int] | None:

@@ -567,10 +567,14 @@ async def test_a_prepared_binding_takes_effect_when_it_is_committed(
         place = {"file": "/guest", "start": 0, "end": 4}
         made = await peer.do("bind", **place, prepare=True)
         # It is not bound yet.
+        (row,) = await other.do("query-notifiers")
+        assert (row["start"], row["end"], row["effective"]) == (0, 4, False)
         answer = await peer.do("get-pfn", file="/guest", offset=0)
         assert answer.startswith("EIO: ")
         assert await convert(other, 0, 1) == {}
         assert await peer.do("commit-bind", **made) == {}
+        (row,) = await other.do("query-notifiers")
+        assert (row["start"], row["end"], row["effective"]) == (0, 4, True)
         assert "pfn" in await peer.do("get-pfn", file="/guest", offset=0)
         answer = await peer.do("commit-bind", **made)
         assert answer.startswith("ENOENT: this peer has not prepared")

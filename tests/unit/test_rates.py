@@ -80,6 +80,7 @@ def waiting(number: int) -> NotifierInfo:
         pid=8,
         start=None,
         end=None,
+        effective=True,
         told=1,
         waiting=1,
     )
