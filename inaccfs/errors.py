@@ -8,7 +8,11 @@ an errno. A bug keeps the exception that Python raised.
 from __future__ import annotations
 
 import errno
-from typing import Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NO_PROCESS: Final = (
     "no more processes are allowed: see ulimit -u, and TasksMax= of a service"
@@ -23,6 +27,17 @@ def means_no_thread(exc: RuntimeError) -> bool:
 
 class InaccfsError(Exception):
     """A problem that the user can fix; the message says how, in one line."""
+
+
+@contextmanager
+def starting_thread() -> Iterator[None]:
+    """A with block that starts a thread; if none can be started: `InaccfsError`."""
+    try:
+        yield
+    except RuntimeError as exc:
+        if not means_no_thread(exc):
+            raise
+        raise InaccfsError(f"cannot start a thread: {NO_PROCESS}") from exc
 
 
 class MountError(InaccfsError):
