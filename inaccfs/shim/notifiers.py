@@ -111,8 +111,8 @@ class Notifiers:
         It lasts from its first event to the last answer; if the list is locked for the
         whole call, it lasts from the start to the end of the bracket.
         """
-        event, start, end = self._notice[:3]
-        return (start, end) if event.startswith("INVALIDATE") else None
+        notice = self._notice
+        return (notice.start, notice.end) if notice.invalidates else None
 
     def cover(self, start: int, end: int) -> bool:
         """Whether notifiers are bound to each page from *start* to *end*."""
