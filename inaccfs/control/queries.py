@@ -127,7 +127,7 @@ async def notifiers(context: Context, command: messages.QueryNotifiers) -> Answe
                 start=pages and pages[0],
                 end=pages and pages[1],
                 effective=registration in listed,
-                told=registration.events_sent,
+                events_sent=registration.events_sent,
                 waiting=listed.waiting(registration),
             ),
         )

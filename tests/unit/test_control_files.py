@@ -311,7 +311,7 @@ async def test_everything_else_goes_on_while_a_punch_waits(control: Control) -> 
             assert (await witness.do("get-pfn", file="/guest", offset=0))["order"] == 0
             assert "pfn" in await peer.do("get-pfn", file="/guest", offset=5)
             (row,) = await witness.do("query-notifiers")
-            assert (row["told"], row["waiting"]) == (1, event["sequence"])
+            assert (row["events_sent"], row["waiting"]) == (1, event["sequence"])
             await peer.acknowledge(event)
 
 

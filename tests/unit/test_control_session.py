@@ -133,7 +133,7 @@ async def test_events_go_to_the_outlet_and_their_answers_come_back(
         assert (event["event"], event["notifier"]) == ("INVALIDATE", made.notifier)
         assert (event["start"], event["end"]) == (0, 1)
         (row,) = (await one.do(messages.QueryNotifiers())).value
-        assert (row.peer, row.pid, row.told) == (1, 4711, 1)
+        assert (row.peer, row.pid, row.events_sent) == (1, 4711, 1)
         answer = messages.InvalidateDone(
             notifier=made.notifier, sequence=event["sequence"]
         )

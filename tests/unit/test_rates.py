@@ -81,7 +81,7 @@ def waiting(number: int) -> NotifierInfo:
         start=None,
         end=None,
         effective=True,
-        told=1,
+        events_sent=1,
         waiting=1,
     )
 

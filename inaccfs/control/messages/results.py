@@ -159,7 +159,7 @@ class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     # not while its command waits for an invalidation.
     effective: bool
     # How many events it has been sent.
-    told: int
+    events_sent: int
     # The sequence of the event that it has not answered yet.
     waiting: int | None
 
