@@ -12,9 +12,10 @@ from inaccfs.control.registration import Registration
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from inaccfs.control.caller import Caller, Outbound
+    from inaccfs.control.caller import Caller
     from inaccfs.control.context import Context
-    from inaccfs.control.names import Names
+    from inaccfs.control.fdnames import FdNames
+    from inaccfs.control.outlet import Outbound
     from inaccfs.semantics.rules import Scope
     from inaccfs.shim.slices import Slices
 
@@ -23,7 +24,7 @@ class Notifying:
     """The notifiers of one peer. Commands raise `OSError`, for the peer."""
 
     def __init__(
-        self, context: Context, caller: Caller, names: Names, outlet: Outbound
+        self, context: Context, caller: Caller, names: FdNames, outlet: Outbound
     ) -> None:
         self._context: Final = context
         self._caller: Final = caller

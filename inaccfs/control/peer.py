@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import socket
 
     from inaccfs.control.caller import Caller
-    from inaccfs.control.transport import Transport
+    from inaccfs.control.serverparts import ServerParts
 
 log = logging.getLogger(__name__)
 
@@ -58,21 +58,21 @@ class Peer:
     """One connection. `converse` takes the session that carries out its commands."""
 
     def __init__(
-        self, connection: socket.socket, caller: Caller, transport: Transport
+        self, connection: socket.socket, caller: Caller, parts: ServerParts
     ) -> None:
         """Take a non-blocking *connection*."""
         self._connection: Final = connection
         self._caller: Final = caller
-        self._policy: Final = transport.policy
-        self._readers: Final = transport.readers
-        self._trouble: Final = transport.trouble
+        self._policy: Final = parts.policy
+        self._readers: Final = parts.readers
+        self._trouble: Final = parts.trouble
         self.outlet: Final = PeerOutlet(
-            *(connection, transport.policy, transport.backlog),
+            *(connection, parts.policy, parts.backlog),
             *(self._progressed, self.disconnect, self.evict),
         )
         self._inbox: Final = Inbox(
-            *(connection, caller.uid, transport.policy.limits.message),
-            *(transport.closings, transport.receiver, transport.device),
+            *(connection, caller.uid, parts.policy.limits.message),
+            *(parts.closings, parts.receiver, parts.device),
             self._take,
             self.outlet.send,
             self.outlet.joined,

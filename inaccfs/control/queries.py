@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from inaccfs.control.context import Context
     from inaccfs.control.messages import Command
-    from inaccfs.control.openfiles import Listed
+    from inaccfs.control.mountfiles import Listed
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
 
