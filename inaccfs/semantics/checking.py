@@ -85,7 +85,7 @@ def _annotated(base: type) -> list[str]:
     return list(vars(base).get("__annotations__", ()))
 
 
-class _Pinned(Semantics):
+class _Fixed(Semantics):
     """The rules of a user's class, each read once.
 
     A mount calls only the checks that the class defines itself, and no other code of
@@ -139,7 +139,7 @@ def checked(found: type[Semantics], path: str) -> Semantics:
     for method in _CHECKS:
         if method in code:
             values[method] = _guarded(getattr(made, method), f"{name}.{method}")
-    return _Pinned(values, plans, code)
+    return _Fixed(values, plans, code)
 
 
 def own_code(one: Semantics) -> dict[str, object]:
@@ -147,7 +147,7 @@ def own_code(one: Semantics) -> dict[str, object]:
 
     The rules that are values do not decide what such a method does.
     """
-    if not isinstance(one, _Pinned):
+    if not isinstance(one, _Fixed):
         return {}
     # Compared by their code, as the same file may have been loaded twice.
     return {

@@ -189,7 +189,7 @@ class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     pinned: bool | msgspec.UnsetType = msgspec.UNSET
 
 
-class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class FetchedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Fetched pages of a file, which keep their frames."""
 
     # The name of the file, as in query-files.
@@ -215,7 +215,7 @@ class Pins(Result, frozen=True, omit_defaults=False):
     # "io_uring", "mlock (...)", "none (...)" or "simulated".
     pinning: str
     # Fetched pages that are still in the file.
-    extents: list[PinnedExtent]
+    extents: list[FetchedExtent]
     # Pages that peers have got and not put.
     references: list[Reference]
     # Where the next page begins, if there is more.
