@@ -135,8 +135,8 @@ class Semantics(AttributeRules, KvmRules):
     # Whether the kernel may move fetched pages, without an event.
     movable: ClassVar[bool]
     # What memory-failure does: "unknown", the command does not exist; "error", it sends
-    # MEMORY_ERROR; "invalidate", it sends the events of a punch. get-pfn of a poisoned
-    # page fails with EHWPOISON.
+    # MEMORY_ERROR; "invalidate", it sends INVALIDATE_START and INVALIDATE_END, whatever
+    # `order` is. get-pfn of a poisoned page fails with EHWPOISON.
     memory_failure: ClassVar[MemoryFailure]
 
     # --- the rules that are code ------------------------------------------------------
