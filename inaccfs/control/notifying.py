@@ -90,7 +90,7 @@ class Notifying:
                 f"no pages from {command.start} to {command.end}: the end is the page "
                 "after the last",
             )
-        if command.prepare and rules.binding != "prepared":
+        if command.prepare and not rules.has_commit_bind:
             raise OSError(
                 errno.EOPNOTSUPP, "bindings take effect at once in these semantics"
             )

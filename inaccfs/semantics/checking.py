@@ -26,6 +26,7 @@ from typing import (
 
 from inaccfs import errnos
 from inaccfs.errors import OptionError
+from inaccfs.semantics.derived import Derived
 from inaccfs.semantics.rules import (
     INVALIDATE,
     INVALIDATE_END,
@@ -222,6 +223,8 @@ def _check_names(found: type[Semantics], own: dict[str, object]) -> None:
             continue
         if name == "events":
             reason = "it is made from plan: give that"
+        elif name in vars(Derived):
+            reason = "it follows from other rules: set those"
         elif new := OLD_NAMES.get(name):
             reason = f"rule {name!r} is called {new!r} now"
         elif near := nearest(name, known, 0.7):

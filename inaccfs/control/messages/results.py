@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from inaccfs._version import __version__
+from inaccfs.semantics.derived import Derived
 
 # There can be thousands of rows at once, without reference cycles: with gc=False the
 # garbage collector does not visit them.
@@ -253,7 +254,7 @@ class Stats(Result, frozen=True, omit_defaults=False):
     fetched: int
 
 
-class Semantics(Result, frozen=True, omit_defaults=False):
+class Semantics(Derived, Result, frozen=True, omit_defaults=False):
     """The rules of this mount. `inaccfs semantics` shows the rules of all versions."""
 
     # The name, such as "v8".
@@ -373,16 +374,6 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     kvm_pre_fault_partial: bool
     # "ENOENT" or "EFAULT": its errno for a private gfn that no file serves.
     kvm_pre_fault_error: str
-
-    @property
-    def keeps_references(self) -> bool:
-        """Whether pages from get-pfn have to be put."""
-        return self.references != "none"
-
-    @property
-    def locks_pages(self) -> bool:
-        """Whether get-pfn leaves a page locked until put-pfn."""
-        return self.references == "locked"
 
 
 def version() -> VersionInfo:
