@@ -15,6 +15,7 @@ from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.errors import BackingError
 from inaccfs.fuse.namespace import Namespace
+from inaccfs.fuse.operations import Operations
 from inaccfs.semantics import V8
 from inaccfs.shim.superblock import Superblock
 from tests.unit.client_fakes import FakeDaemon, no_fds_leak
@@ -72,6 +73,15 @@ def namespace(backing: Backing) -> Iterator[Namespace]:
     made = Namespace(backing, Superblock(V8(), backing.page_size))
     yield made
     made.close()
+
+
+@pytest.fixture
+def operations(namespace: Namespace) -> Operations:
+    async def value() -> bytes:
+        await trio.lowlevel.checkpoint()
+        return b"value"
+
+    return Operations(namespace, {"user.virtual": value})
 
 
 @pytest.fixture
