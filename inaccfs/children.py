@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.deferring import Deferred
-from inaccfs.errors import NO_PROCESS, InaccfsError
+from inaccfs.errors import InaccfsError, not_started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,15 +28,19 @@ _KILLED_SECONDS: Final = 1.5
 
 @contextmanager
 def starting(what: str, kind: type[InaccfsError] = InaccfsError) -> Iterator[None]:
-    """Report that no process is allowed, in a with block that starts *what*.
+    """Report that no process can be started, in a with block that starts *what*.
 
     Raises:
-        InaccfsError: fork(2) failed with EAGAIN; of the *kind*.
+        InaccfsError: there are too many processes or open files, or memory is short; of
+            the *kind*.
+        OSError: another error.
     """
     try:
         yield
-    except BlockingIOError as exc:
-        raise kind(f"cannot start {what}: {NO_PROCESS}") from exc
+    except OSError as exc:
+        if (reason := not_started(exc)) is None:
+            raise
+        raise kind(f"cannot start {what}: {reason}") from exc
 
 
 def fork() -> int:

@@ -13,7 +13,7 @@ from inaccfs.cli import exploreshow, output, units
 from inaccfs.cli.exploretable import Table
 from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.progress import progress
-from inaccfs.cli.statuses import INTERRUPTED
+from inaccfs.cli.statuses import INTERRUPTED, TROUBLE
 from inaccfs.errors import OptionError
 from inaccfs.words import quoted
 
@@ -77,7 +77,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="write the schedule as a trace for Chrome or Perfetto",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, failed=TROUBLE)
 
 
 def _count(text: str) -> int:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from inaccfs import mountinfo
 from inaccfs.errnos import os_error
 from inaccfs.errors import (
-    NO_PROCESS,
-    InaccfsError,
     NoAnswerError,
+    NoThreadError,
     NotMountedError,
     OptionError,
     means_no_thread,
@@ -161,7 +160,7 @@ def ask(question: Callable[[], T], seconds: float) -> T:
     Raises:
         TimeoutError: no answer in time: the daemon is stopped.
         OSError: *question* raised it.
-        InaccfsError: no thread can be started.
+        NoThreadError: no thread can be started.
     """
     answers: queue.SimpleQueue[T | OSError] = queue.SimpleQueue()
 
@@ -178,7 +177,7 @@ def ask(question: Callable[[], T], seconds: float) -> T:
     except RuntimeError as exc:
         if not means_no_thread(exc):
             raise
-        raise InaccfsError(f"cannot start a thread: {NO_PROCESS}") from exc
+        raise NoThreadError from exc
     try:
         answer = answers.get(timeout=seconds)
     except queue.Empty:
