@@ -15,7 +15,12 @@ import pytest
 
 from inaccfs.client import ConnectionLostError
 from inaccfs.errnos import EHWPOISON
-from inaccfs.kvm import KVM_MEMORY_EXIT_FLAG_PRIVATE, VM, MemoryFaultExit, mmu
+from inaccfs.kvm import (
+    KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    VM,
+    MemoryFaultExit,
+    invalidation,
+)
 from inaccfs.kvm.audit import StaleSpte
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.semantics import V8, V8AsPosted
@@ -167,7 +172,7 @@ def test_a_fault_waits_for_the_end_of_an_invalidation(
 ) -> None:
     """A fault in the range cannot map before that; one outside of the range can."""
     # It must be woken, and not just try again after a while.
-    monkeypatch.setattr(mmu, "_PATIENCE", 10 * PATIENCE)
+    monkeypatch.setattr(invalidation, "_PATIENCE", 10 * PATIENCE)
     asked, waits = itertools.count(1), threading.Event()
     covers = Invalidation.covers
 
