@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +17,7 @@ from inaccfs.errors import OptionError
 from inaccfs.words import quoted
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Sequence
 
     from inaccfs.explore.search import Case, Limits, Outcome, RefusedError
@@ -27,6 +27,8 @@ NOT_COMPLETE: Final = 3
 
 WRONG: Final = 4
 """The scenario itself is wrong, or the rules refuse its setup."""
+
+_MOST_PREEMPTIONS: Final = 9999
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -65,7 +67,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--preemptions",
-        type=_count,
+        type=units.whole_number(0, _MOST_PREEMPTIONS),
         metavar="N",
         help="try only schedules with at most N preemptions",
     )
@@ -78,14 +80,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run, failed=TROUBLE)
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 4:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of preemptions: give 0 to 9999"
-        )
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

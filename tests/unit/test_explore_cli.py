@@ -145,7 +145,7 @@ def test_a_bound_is_told(run: Run) -> None:
         (["pnch"], "unknown scenario 'pnch': did you mean punch?"),
         (["punch", "--kvm", "weak"], "unknown KVM 'weak'"),
         (["punch", "--seconds", "0"], "is not a number of seconds"),
-        (["punch", "--preemptions", "-1"], "is no number of preemptions"),
+        (["punch", "--preemptions", "-1"], "is not a whole number from 0 to 9999"),
         (["punch", "--seconds", "nan"], "is not a number of seconds"),
         (["punch", "--kvm", ""], "unknown KVM"),
         (["--seconds", "1"], "give a scenario"),
