@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -60,6 +61,17 @@ def fork() -> int:
             os.waitpid(pid, 0)
         raise
     return pid
+
+
+def wait_readable(fd: int, seconds: float | None = None) -> bool:
+    """Wait until a pipe has data or is at its end, or the process of a pidfd has ended.
+
+    False if that is not so after *seconds*.
+    """
+    # select(2) takes no fd above 1023.
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(None if seconds is None else seconds * 1000))
 
 
 def end(process: subprocess.Popen[Any], seconds: float) -> None:
