@@ -186,7 +186,16 @@ def test_the_replay_of_another_version_is_refused(run: Run) -> None:
         ("actor_a = 5", "actor_a is not a method"),
         ("def actor_a(self, x): pass", "missing 1 required positional argument"),
         ("def actor_a(self): self.punch(self.fd, 1, 1)", "no pages from 1 to 1"),
-        ("def actor_a(self): self.punch(0, 0, 1)", "no file of the scenario"),
+        ("def actor_a(self): self.punch(0, 0, 1)", "fd 0 is no file of the scenario"),
+        ("def actor_a(self): self.truncate(999, 1)", "fd 999 is no file of the"),
+        (
+            "def actor_a(self): self.memory_failure(self.one, -1, 0)",
+            "mine.py line 10: ValueError: fd -1 is no file of the scenario",
+        ),
+        (
+            "def actor_a(self): pass\ndef setup(self): self.slot(self.vm(), 0)",
+            "ValueError: fd 0 is no file of the scenario",
+        ),
         ("def actor_a(self): self.truncate(self.fd, 513)", "give 0 to 512"),
         ("import os\ndef actor_a(self): self.os.close(self.fd)", "what is not its own"),
         ("def actor_a(self): pass\ndef always(self): 1 / 0", "ZeroDivisionError"),
