@@ -8,7 +8,6 @@ end it.
 from __future__ import annotations
 
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -176,7 +175,7 @@ class _Daemon:
 
     def has_ended(self, seconds: float) -> bool:
         """Wait until the process has ended; False if it has not in time."""
-        return wait_readable(self._fd, seconds)
+        return children.wait_readable(self._fd, seconds)
 
     def serves(self) -> bool:
         """Whether the daemon still accepts connections. It stops that when it ends."""
@@ -192,14 +191,6 @@ def _daemon_at(control: str | bytes | None) -> _Daemon | None:
         if control:
             return _Daemon(control)
     return None
-
-
-def wait_readable(fd: int, seconds: float) -> bool:
-    """Wait until *fd* has data or is at its end; False if it is not in time."""
-    # select(2) takes no fd above 1023.
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
 
 
 def _detach(found: MountInfo, *, lazy: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,7 +54,7 @@ class _World:
         self.puts: Final = rules.keeps_references
         self.fd: Final = parts.new_file(stack, self.shim, "file", _PAGES)
         self.neighbour: Final = parts.Neighbour(stack, self.shim, _PAGES)
-        self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))
+        self._pool: Final = parts.threads(stack, 1)
 
     def user(self) -> File:
         """A user with a notifier for all pages, on a separate connection."""

@@ -6,6 +6,7 @@ import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from inaccfs.errors import NoThreadError, means_no_thread
 from inaccfs.explore.unseen import guarded
 
 try:
@@ -87,8 +88,13 @@ class Batons:
             self._hub.release()
 
         thread = threading.Thread(target=run, daemon=True)
-        with guarded(on=False):
-            thread.start()
+        try:
+            with guarded(on=False):
+                thread.start()
+        except RuntimeError as exc:
+            if not means_no_thread(exc):
+                raise
+            raise NoThreadError from exc
         return thread, baton
 
     def enter(self, thread: Thread) -> None:

@@ -37,12 +37,13 @@ async def convert(file: FileState, call: Conversion) -> None:
     Raises:
         OSError: EOPNOTSUPP where attributes are not kept in the file, or present pages
             cannot be converted; EINVAL for a range that is empty or ends past the end;
-            EPERM for a frozen file; ENOMEM for too many ranges; `PinnedError`, EAGAIN,
-            for pages with references.
+            EFAULT if all users have closed the file; EPERM for a frozen file; ENOMEM
+            for too many ranges; `PinnedError`, EAGAIN, for pages with references.
             In these cases nothing was converted, except as `atomicity` says.
     """
     began = monotonic_ns() if file.trace.listeners else 0
     try:
+        file.pages.check_open()
         _check(file, call)
         refusal = await _Running(file, began).run(call)
     except Exception as exc:

@@ -7,9 +7,10 @@ import errno
 import json
 import mmap
 import os
+import resource
 import signal
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, NoReturn
 
@@ -108,6 +109,20 @@ def test_a_child_may_run_another_program() -> None:
 def test_a_bug_in_a_child_is_a_bug_here() -> None:
     with pytest.raises(children.ChildFailedError, match="ZeroDivisionError"):
         children.run(lambda _say: str(1 // 0))
+
+
+def test_a_process_may_have_more_fds_than_select_takes() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip(f"the hard limit of open files is {hard}")
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+        fd = -1
+        while fd < 1023:
+            fd = os.open(os.devnull, os.O_RDONLY)
+            stack.callback(os.close, fd)
+        assert children.run(lambda _say: "done").result == "done"
 
 
 def test_a_child_leaves_no_fd_and_no_zombie() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from inaccfs.errnos import EHWPOISON
-from inaccfs.kvm import VM, MemoryFaultExit, mmu
+from inaccfs.kvm import VM, MemoryFaultExit, invalidation
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.semantics import V8, V8AsPosted
 from tests.unit.kvm_guests import (
@@ -144,7 +144,7 @@ def test_a_fault_waits_for_the_end_of_an_invalidation(
 ) -> None:
     """A fault in the range cannot map before that; one outside of the range can."""
     # It must be woken, and not just try again after a while.
-    monkeypatch.setattr(mmu, "_PATIENCE", 10 * PATIENCE)
+    monkeypatch.setattr(invalidation, "_PATIENCE", 10 * PATIENCE)
     asked, waits = itertools.count(1), threading.Event()
     covers = Invalidation.covers
 
