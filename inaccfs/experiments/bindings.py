@@ -13,7 +13,7 @@ from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.errors import InaccfsError
-from inaccfs.experiments import chart
+from inaccfs.experiments import chart, parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _NUMBERS: Final = (1, 10, 100, 1000, 10_000)
 # The punches of one row send at most so many events in all.
 _EVENTS: Final = 20_000
-_PATIENCE: Final = 30.0
 _LIMITS: Final = ("limit=notifiers=20000", "limit=output=64000000")
 
 
@@ -76,7 +75,7 @@ class _Peer:
         new = range(self._notifiers, notifiers)
         self._socket.sendall(b"".join(map(self._request, new)))
         for _ in new:
-            if not self._registered.acquire(timeout=_PATIENCE):
+            if not self._registered.acquire(timeout=parts.PATIENCE):
                 raise TimeoutError("the daemon does not register notifiers")
         self._notifiers = notifiers
 

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from inaccfs.kvm import VM, Vcpu
     from inaccfs.launch import Mount
 
-# Anything that takes longer counts as a hang.
-PATIENCE: Final = 30.0
+# Anything that takes longer counts as a hang. Only a deadlock does, however busy the
+# machine is.
+PATIENCE: Final = 60.0
 
 # Options of a mount with simulated frames, which are reused in a known order: the next
 # allocation gets the frame that was freed last.

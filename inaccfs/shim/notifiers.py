@@ -98,8 +98,12 @@ class Notifiers:
         return iter(self._registered)
 
     def waiting(self, notifier: Notifier) -> int | None:
-        """The sequence of the event that *notifier* has got and not answered yet."""
-        return self._sequence if self._awaited.get(notifier) else None
+        """The sequence of the event that *notifier* has not answered yet.
+
+        It may not have been sent to *notifier* yet: from the first that gets it on, all
+        are waited for.
+        """
+        return self._sequence if notifier in self._awaited else None
 
     def bound(self, notifier: Notifier) -> tuple[int, int] | None:
         """The pages that *notifier* is bound to; None if it is the whole file."""

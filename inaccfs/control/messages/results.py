@@ -157,7 +157,8 @@ class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     end: int | None
     # How many events it has been sent.
     told: int
-    # The sequence of the event that it has not answered yet.
+    # The sequence of the event that it has not answered yet, or that is still to be
+    # sent to it.
     waiting: int | None
 
 
