@@ -195,13 +195,14 @@ def cli(
     because the start of Python takes longer than the commands.
     """
     if arguments[:1] in (("status",), ("umount",)) and not options:
-        result = _run_here(*arguments)
+        result = run_here(*arguments)
         assert result.returncode == status, result
         return result
     return run(*inaccfs_command(*arguments), status=status, **options)
 
 
-def _run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run inaccfs with *arguments* in this process."""
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
         try:
             status = main(list(map(str, arguments)))
