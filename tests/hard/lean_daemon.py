@@ -13,5 +13,5 @@ from inaccfs.cli import main
 
 if __name__ == "__main__":
     assert _thread_cache.IDLE_TIMEOUT
-    _thread_cache.IDLE_TIMEOUT = 0.01
+    _thread_cache.IDLE_TIMEOUT = 0
     sys.exit(main(sys.argv[1:]))
