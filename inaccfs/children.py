@@ -90,7 +90,7 @@ def end(process: subprocess.Popen[Any], seconds: float) -> None:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             # It may have little CPU time, or much memory to free.
-            idle = 0 if _is_running(process.pid) else idle + 1
+            idle = 0 if state(process.pid) == "R" else idle + 1
             seconds = _LOOK_SECONDS
         else:
             return
@@ -104,13 +104,15 @@ def kill(process: subprocess.Popen[Any]) -> None:
         process.wait(_KILLED_SECONDS)
 
 
-def _is_running(pid: int) -> bool:
-    """Whether a process is runnable, and does not wait."""
+def state(pid: int) -> str:
+    """The letter of a process's state in proc_pid_stat(5); "" if it has ended.
+
+    It is "" also where /proc is mounted with hidepid and hides the process.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name before the state is in parentheses, and may contain them: see
-            # proc(5).
-            return file.read().rpartition(b")")[2].split()[0] == b"R"
-    except (FileNotFoundError, ProcessLookupError):
-        # It has just ended; if SIGCHLD is ignored there is no zombie.
-        return False
+            # The name before the state is in parentheses, and may contain them.
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        # If SIGCHLD is ignored there is no zombie.
+        return ""

@@ -173,6 +173,10 @@ class _Daemon:
             raise
         return connection
 
+    def is_stopped(self) -> bool:
+        """Whether a signal or a debugger has stopped the process."""
+        return children.state(self.pid) in ("T", "t")
+
     def has_ended(self, seconds: float) -> bool:
         """Wait until the process has ended; False if it has not in time."""
         return children.wait_readable(self._fd, seconds)
@@ -315,8 +319,11 @@ def _end_silent(found: MountInfo) -> str | None:
         )
     if daemon is not None:
         with daemon:
-            # One that answers is another mount's, in another mount namespace.
-            if not daemon.has_ended(_ENDING_SECONDS) and not daemon.serves():
+            # One that is stopped neither ends nor serves. One that answers is another
+            # mount's, in another mount namespace.
+            if daemon.is_stopped() or not (
+                daemon.has_ended(_ENDING_SECONDS) or daemon.serves()
+            ):
                 message += (
                     f"; {daemon.pid} is still there with its memory: kill -CONT "
                     f"{daemon.pid} lets it end if it is stopped, kill -KILL "

@@ -271,7 +271,7 @@ def test_names_and_attributes_beyond_the_limit_of_a_cgroup_are_enomem(
     kind: str,
 ) -> None:
     """They are charged to the daemon, and no worker can allocate them for it."""
-    with memory_cgroup(32 * MIB) as cgroup, support.mounted() as mount:
+    with memory_cgroup(16 * MIB) as cgroup, support.mounted() as mount:
         helper, _ = _move(mount, cgroup)
         (mount.path / "first").touch()
 
