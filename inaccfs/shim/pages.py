@@ -290,7 +290,7 @@ class Pages(FetchedPages):
             self._superblock,
             self._turn,
             self._notifiers,
-            self._moved,
+            self.moved,
             self._poisoned,
             self._memory_of,
             self._kinds,
