@@ -263,7 +263,6 @@ class Notifiers:
     def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
         """Expect answers of *targets*; returns the sequence of the event."""
         self._trace.counters.invalidations += 1
-        self._trace.counters.events += len(targets)
         self._then = then
         self._awaited = dict.fromkeys(targets, 0)
         self._sequence += 1
@@ -277,6 +276,7 @@ class Notifiers:
                 return
             # Without listeners, any number except 0.
             self._awaited[notifier] = self._trace.now() or 1
+        self._trace.counters.events += 1
         if self._trace.listeners:
             # Trace it before it is sent: it may be answered at once.
             event, start, end = notice[:3]
@@ -337,10 +337,8 @@ class Notifiers:
 
     async def announce(self, notice: Notice) -> None:
         """Send an event that needs no answer."""
-        targets = self._concerned(notice.start, notice.end)
-        self._trace.counters.events += len(targets)
         slices = Slices(self._loop)
-        for notifier in targets:
+        for notifier in self._concerned(notice.start, notice.end):
             if notifier in self._registered and notifier not in self._leaving:
                 self._send(notifier, notice, None)
             await slices.give()

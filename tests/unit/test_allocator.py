@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from inaccfs.helper.pool import Pool
+from inaccfs.helper.pool import Worker as PoolWorker
+from inaccfs.shim.allocator import Allocator
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.allocator_fakes import (
     HUGE,
@@ -31,7 +34,6 @@ from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
     from inaccfs.backing.root import Backing
-    from inaccfs.shim.allocator import Allocator
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
@@ -241,6 +243,31 @@ async def test_the_helper_survives_a_fork_that_fails(
     assert number == 0
 
 
+class Cancelling(Pool):
+    """Leases a worker, and cancels its caller before that has it."""
+
+    scope: trio.CancelScope
+
+    async def lease(self) -> PoolWorker:
+        worker = await super().lease()
+        self.scope.cancel()
+        return worker
+
+
+async def test_a_worker_that_a_cancelled_call_has_leased_is_given_back(
+    memory: int,
+) -> None:
+    pool = Cancelling()
+    try:
+        with trio.CancelScope() as pool.scope:
+            await Allocator(pool).allocate(memory, 0, 0, PAGE, trio.Event())
+        assert pool.scope.cancelled_caught
+        assert len(pool._idle) == 1
+    finally:
+        pool.close()
+        gc.unfreeze()
+
+
 # --- other ways to end it ---------------------------------------------------------
 
 
@@ -273,7 +300,7 @@ async def test_one_that_is_cancelled_at_once_is_killed(
 DAEMON = """
 import os, signal, sys, trio
 from inaccfs import syscalls
-from inaccfs.helper.pool import Pool
+from inaccfs.helper.pool import Pool, Worker as PoolWorker
 from inaccfs.shim.allocator import Allocator
 
 def tell(number):
