@@ -94,6 +94,9 @@ class Notifiers:
     def __len__(self) -> int:
         return len(self._registered)
 
+    def __contains__(self, notifier: Notifier) -> bool:
+        return notifier in self._registered
+
     def __iter__(self) -> Iterator[Notifier]:
         return iter(self._registered)
 
@@ -105,10 +108,6 @@ class Notifiers:
         """
         return self._sequence if notifier in self._awaited else None
 
-    def bound(self, notifier: Notifier) -> tuple[int, int] | None:
-        """The pages that *notifier* is bound to; None if it is the whole file."""
-        return self._registered.get(notifier)
-
     @property
     def invalidating(self) -> tuple[int, int] | None:
         """The pages of the invalidation in progress; None if there is none.
@@ -116,8 +115,8 @@ class Notifiers:
         It lasts from its first event to the last answer; if the list is locked for the
         whole call, it lasts from the start to the end of the bracket.
         """
-        event, start, end = self._notice[:3]
-        return (start, end) if event.startswith("INVALIDATE") else None
+        notice = self._notice
+        return (notice.start, notice.end) if notice.invalidates else None
 
     def cover(self, start: int, end: int) -> bool:
         """Whether notifiers are bound to each page from *start* to *end*."""
