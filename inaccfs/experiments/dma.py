@@ -11,7 +11,7 @@ from inaccfs.experiments.lab import HUGE_ONLY, LOCKED, Experiment
 from inaccfs.experiments.parts import SIMULATED, add_slot, punch
 from inaccfs.explore.inplace import Dma, DmaPunch
 from inaccfs.explore.search import Case, Limits, explore
-from inaccfs.iommu import WAYS, Iommu
+from inaccfs.iommu import GETS_EVENTS, WAYS, Iommu
 from inaccfs.kvm import VM
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import load
