@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
         # Check the names before anything is mounted.
         found.check(name, load.load(name))
     if args.plot is not None and not found.draws:
-        own = userfiles.split(args.name) is not None
+        is_own = userfiles.split(args.name) is not None
         raise OptionError(
             f"experiment {found.name} draws no chart: "
-            + ("set `draws` to True if it does" if own else "leave out --plot")
+            + ("set `draws` to True if it does" if is_own else "leave out --plot")
         )
     semantics = [userfiles.absolute(name) for name in args.semantics or found.semantics]
     lab = Lab(semantics, _nowhere if args.json else output.say)
