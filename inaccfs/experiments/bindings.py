@@ -8,11 +8,9 @@ import socket
 import statistics
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs.errors import InaccfsError
 from inaccfs.experiments import chart, parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm.uapi import PAGE_SIZE
@@ -153,19 +151,13 @@ def _run(lab: Lab) -> None:
             for at, number in enumerate(_NUMBERS)
         ],
     )
-    if lab.plot is not None:
-        curves = {
-            name: [
-                (number, taken.time)
-                for number, taken in zip(_NUMBERS, each, strict=True)
-            ]
-            for name, each in series.items()
-        }
-        drawn = chart.log_log(curves, "notifiers of the file", "a punch of a page, µs")
-        try:
-            Path(lab.plot).write_text(drawn)
-        except OSError as exc:
-            raise InaccfsError(f"cannot write {lab.plot}: {exc.strerror}") from exc
+    curves = {
+        name: [
+            (number, taken.time) for number, taken in zip(_NUMBERS, each, strict=True)
+        ]
+        for name, each in series.items()
+    }
+    lab.draw(chart.log_log(curves, "notifiers of the file", "a punch of a page, µs"))
 
 
 EXPERIMENT: Final = Experiment(
@@ -174,4 +166,5 @@ EXPERIMENT: Final = Experiment(
     run=_run,
     semantics=("v8", f"{__file__}:Tree"),
     exact=False,
+    draws=True,
 )

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Learns: TypeAlias = Literal["nothing", "before and after", "revoke", "pins"]
 """How an IOMMU learns that pages change; see `inaccfs.iommu.Iommu`."""
 
+GETS_EVENTS: Final[tuple[Learns, ...]] = ("before and after", "revoke")
+"""The ways in which an area has a notifier."""
+
 
 class Entry(NamedTuple):
     """An I/O page table entry."""
@@ -32,13 +35,13 @@ class Area:
     """Pages of a file, mapped from an iova on. Numbers are pages of 4 KiB."""
 
     def __init__(
-        self, backing: BackingFile, iova: int, pages: int, pgoff: int, flags: Learns
+        self, backing: BackingFile, iova: int, pages: int, pgoff: int, learns: Learns
     ) -> None:
         self.backing: Final = backing
         self.first: Final = iova
         self.pages: Final = pages
         self.pgoff: Final = pgoff
-        self.learns: Final = flags
+        self.learns: Final = learns
         # The long-term pins; or the references that stand for them.
         self.pins: list[Frames] = []
         # An event has revoked the area: it maps nothing, and stays until it is

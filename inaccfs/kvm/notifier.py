@@ -107,8 +107,8 @@ class SlotNotifier:
         finally:
             self._count()
             kinds, zaps = self._what(more)
-            private = self._mmu.begin(*gfns, kinds, zaps)
             self._begun += 1
+            private = self._mmu.begin(*gfns, kinds, zaps)
             if self._makes_shared and kinds == "private":
                 assert self._mmu.frames_lock is not None
                 with self._mmu.frames_lock:

@@ -139,10 +139,11 @@ def _ptrace(_subject: Subject, address: int) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         finally:
             os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if not os.WIFSTOPPED(status):
+        # It has ended, and its pid may be another process's by now.
+        raise NotHere("no ptrace")
     try:
-        _, status = os.waitpid(pid, 0)
-        if not os.WIFSTOPPED(status):
-            raise NotHere("no ptrace")
         calls.ptrace_peek(pid, address)
     finally:
         os.kill(pid, signal.SIGKILL)
