@@ -33,6 +33,7 @@ OTHER_GID: Final = 54321
 KINDS: Final = (
     *("file", "directory", "full", "symlink", "dangling", "fifo", "socket", "absent"),
 )
+PRESENT: Final = tuple(kind for kind in KINDS if kind != "absent")
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def outcomes(root: Path, uid: int, chosen: list[str]) -> dict[str, object]:
 
 def _load() -> None:
     # An import of these modules enters their calls.
-    for table in ("attributes", "files", "names"):
+    for table in ("attributes", "files", "names", "directories"):
         importlib.import_module(f"tests.hard.calls_{table}")
 
 
