@@ -31,7 +31,14 @@ OTHER_UID: Final = 12345
 OTHER_GID: Final = 54321
 
 KINDS: Final = (
-    *("file", "directory", "full", "symlink", "dangling", "fifo", "socket", "absent"),
+    "file",
+    "directory",
+    "full",
+    "symlink",
+    "dangling",
+    "fifo",
+    "socket",
+    "absent",
 )
 PRESENT: Final = tuple(kind for kind in KINDS if kind != "absent")
 
