@@ -334,6 +334,7 @@ def guest(
 
 
 def to_shared(vm: VM) -> Callable[[int, int], None]:
+    """The conversion of a gpa and a size, in bytes, to shared memory."""
     return lambda gpa, size: vm.set_memory_attributes(gpa, size, private=False)
 
 

@@ -300,7 +300,7 @@ async def test_one_that_is_cancelled_at_once_is_killed(
 DAEMON = """
 import os, signal, sys, trio
 from inaccfs import syscalls
-from inaccfs.helper.pool import Pool, Worker as PoolWorker
+from inaccfs.helper.pool import Pool
 from inaccfs.shim.allocator import Allocator
 
 def tell(number):

@@ -54,7 +54,11 @@ class Odd:
         *(
             f"class Mine(V8, metaclass=Meta): pass  # {method}"
             for method in (
-                *("__call__", "__getattribute__", "__init__", "__new__", "mro"),
+                "__call__",
+                "__getattribute__",
+                "__init__",
+                "__new__",
+                "mro",
             )
         ),
         "def __getattr__(name): raise Untold",

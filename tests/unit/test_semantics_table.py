@@ -37,7 +37,7 @@ MERGED = (
     "guest_memfd:mmap",
     "guest_memfd:mmap+init_shared",
 )
-# Versions merged or proposed after 6.18; tests/unit/test_proposals.py has their rules.
+# Versions merged or proposed after 6.18; tests/mount/test_proposals.py tests them.
 SHARED = ("write-v7", "migratable-rfc", "live-update")
 IN_PLACE = ("in-place-v8", "in-place-next", "hugetlb-rfc")
 INODE = ("guest_memfd-7.2", *IN_PLACE, "migratable-rfc", "live-update")
