@@ -29,7 +29,7 @@ _LOCKED_BYTES: Final = 64 << 20
 
 _PASSTHROUGH_SINCE: Final = (6, 9)
 
-PACKAGES: Final = ("pyfuse3", "trio", "msgspec")
+_PACKAGES: Final = ("pyfuse3", "trio", "msgspec")
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -140,7 +140,7 @@ def _allow_other(machine: Machine) -> Finding:
 
 def _packages(machine: Machine) -> Finding:
     found, lacking = [], []
-    for name in PACKAGES:
+    for name in _PACKAGES:
         try:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:

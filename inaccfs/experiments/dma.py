@@ -11,7 +11,7 @@ from inaccfs.experiments.lab import HUGE_ONLY, LOCKED, Experiment
 from inaccfs.experiments.parts import SIMULATED, add_slot, punch
 from inaccfs.explore.inplace import Dma, DmaPunch
 from inaccfs.explore.search import Case, Limits, explore
-from inaccfs.iommu import WAYS, Iommu
+from inaccfs.iommu import GETS_EVENTS, WAYS, Iommu
 from inaccfs.kvm import VM
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import load
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 _DATA: Final = b"data"
 _NAMES: Final = {_DATA: "its data", bytes(4): "zeros", b"\xff" * 4: "nothing"}
-
-# These two get events, so they have to be the user of a page that has only one user.
-_HEAR: Final = ("before and after", "revoke")
 
 
 def _found(scenario: type[Scenario], semantics: str, learns: Learns) -> str:
@@ -69,7 +66,7 @@ def _after(
             return None
         if rules.in_place:
             file.set_memory_attributes(0, 1, False)
-        if learns not in _HEAR:
+        if learns not in GETS_EVENTS:
             add_slot(stack.enter_context(VM(bench.shim)), fd, 0, 1)
         iommu = stack.enter_context(Iommu(bench.shim, learns=learns))
         iommu.map_file(fd, 0, PAGE_SIZE)

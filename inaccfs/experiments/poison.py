@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import errnos
 from inaccfs.client import connect
+from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit
 from inaccfs.kvm.uapi import PAGE_SIZE
@@ -28,7 +29,6 @@ _PAGES: Final = 1024
 _POISONED: Final = 3
 _NEIGHBOUR: Final = 5
 _UNTOUCHED: Final = 600
-_PATIENCE: Final = 60.0
 
 _CONTENT: Final = {bytes(PAGE_SIZE): "zeros", b"d" * PAGE_SIZE: "its data"}
 _LEVELS: Final = {None: "nothing", 1: "4K", 2: "2M"}
@@ -73,7 +73,7 @@ def _listen(bench: Bench, other: Client) -> tuple[str, list[str], bool]:
         reply = _outcome(lambda: file.memory_failure(_POISONED))
         if reply == "ok":
             # MEMORY_ERROR is sent without waiting for an answer.
-            last.wait(_PATIENCE)
+            last.wait(parts.PATIENCE)
     return reply, heard, any(one is not None for one in waiting)
 
 
@@ -105,7 +105,7 @@ class _Guest:
     def _hook(self, point: str, _start: int, _end: int) -> None:
         if point == "invalidate:begin":
             self.got_event.set()
-            self.may_zap.wait(_PATIENCE)
+            self.may_zap.wait(parts.PATIENCE)
         elif point == "invalidate:end":
             self.zapped.set()
 
@@ -138,7 +138,7 @@ class _Guest:
         reply = _outcome(lambda: self.other.memory_failure(page))
         if reply != "ok":
             return reply
-        self.zapped.wait(_PATIENCE)
+        self.zapped.wait(parts.PATIENCE)
         return f"ok, events: {self.vm.stats.invalidations - before}"
 
 
@@ -178,7 +178,7 @@ def _read_in_window(guest: _Guest) -> str:
     with ThreadPoolExecutor() as pool:
         report = pool.submit(guest.report, _POISONED)
         report.add_done_callback(lambda _: guest.got_event.set())
-        guest.got_event.wait(_PATIENCE)
+        guest.got_event.wait(parts.PATIENCE)
         found = guest.read(_POISONED)
         guest.may_zap.set()
     return found

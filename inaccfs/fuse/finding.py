@@ -50,19 +50,23 @@ def resolve(path: str) -> str:
     if not path:
         raise OptionError("the path of the mountpoint is empty: name a directory")
     wanted = os.path.abspath(path)
-    if mountinfo.topmost(wanted) is not None:
+    there = mountinfo.read()
+    places = {mount.path for mount in there}
+    waits = any(mount.fstype.startswith("fuse") for mount in there)
+    if wanted in places:
         # Do not resolve it further: it may be in a mount whose daemon hangs.
         return wanted
     parent, name = os.path.split(wanted)
-    resolved = os.path.join(_without_links(parent), name)
-    if mountinfo.topmost(resolved) is None and os.path.islink(resolved):
-        return _without_links(resolved)
+    resolved = os.path.join(_without_links(parent, waits=waits), name)
+    if resolved not in places and os.path.islink(resolved):
+        return _without_links(resolved, waits=waits)
     return resolved
 
 
-def _without_links(path: str) -> str:
+def _without_links(path: str, *, waits: bool) -> str:
+    """*path* by realpath(3). With *waits* some daemon may have to answer."""
     try:
-        if not any(mount.fstype.startswith("fuse") for mount in mountinfo.read()):
+        if not waits:
             return os.path.realpath(path)
         return ask(lambda: os.path.realpath(path), _ANSWER_SECONDS)
     except TimeoutError:
@@ -159,7 +163,7 @@ def ask(question: Callable[[], T], seconds: float) -> T:
     Raises:
         TimeoutError: no answer in time: the daemon is stopped.
         OSError: *question* raised it.
-        InaccfsError: no thread can be started.
+        NoThreadError: no thread can be started.
     """
     answers: queue.SimpleQueue[T | OSError] = queue.SimpleQueue()
 

@@ -127,7 +127,11 @@ def _write_proc_mem(_subject: Subject, address: int) -> str:
 
 def _ptrace(_subject: Subject, address: int) -> None:
     """Read the mapping of a traced child, which has it too."""
-    pid = fork()
+    try:
+        pid = fork()
+    except BlockingIOError:
+        # It would look like the errno of the call.
+        raise NotHere("no process") from None
     if pid == 0:
         try:
             syscalls.die_with_parent()
@@ -135,10 +139,11 @@ def _ptrace(_subject: Subject, address: int) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         finally:
             os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if not os.WIFSTOPPED(status):
+        # It has ended, and its pid may be another process's by now.
+        raise NotHere("no ptrace")
     try:
-        _, status = os.waitpid(pid, 0)
-        if not os.WIFSTOPPED(status):
-            raise NotHere("no ptrace")
         calls.ptrace_peek(pid, address)
     finally:
         os.kill(pid, signal.SIGKILL)

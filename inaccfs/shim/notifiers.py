@@ -101,8 +101,12 @@ class Notifiers:
         return iter(self._registered)
 
     def waiting(self, notifier: Notifier) -> int | None:
-        """The sequence of the event that *notifier* has got and not answered yet."""
-        return self._sequence if self._awaited.get(notifier) else None
+        """The sequence of the event that *notifier* has not answered yet.
+
+        It may not have been sent to *notifier* yet: from the first that gets it on, all
+        are waited for.
+        """
+        return self._sequence if notifier in self._awaited else None
 
     @property
     def invalidating(self) -> tuple[int, int] | None:
@@ -258,7 +262,6 @@ class Notifiers:
     def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
         """Expect answers of *targets*; returns the sequence of the event."""
         self._trace.counters.invalidations += 1
-        self._trace.counters.events += len(targets)
         self._then = then
         self._awaited = dict.fromkeys(targets, 0)
         self._sequence += 1
@@ -272,6 +275,7 @@ class Notifiers:
                 return
             # Without listeners, any number except 0.
             self._awaited[notifier] = self._trace.now() or 1
+        self._trace.counters.events += 1
         if self._trace.listeners:
             # Trace it before it is sent: it may be answered at once.
             event, start, end = notice[:3]
@@ -332,10 +336,8 @@ class Notifiers:
 
     async def announce(self, notice: Notice) -> None:
         """Send an event that needs no answer."""
-        targets = self._concerned(notice.start, notice.end)
-        self._trace.counters.events += len(targets)
         slices = Slices(self._loop)
-        for notifier in targets:
+        for notifier in self._concerned(notice.start, notice.end):
             if notifier in self._registered and notifier not in self._leaving:
                 self._send(notifier, notice, None)
             await slices.give()

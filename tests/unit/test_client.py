@@ -41,7 +41,7 @@ from inaccfs.control.messages import (
     RegisterNotifier,
     UnregisterNotifier,
 )
-from inaccfs.errors import NO_PROCESS, NotMountedError
+from inaccfs.errors import NoThreadError, NotMountedError
 from inaccfs.fuse import finding
 from inaccfs.semantics import V8
 from tests.unit.client_fakes import (
@@ -852,7 +852,7 @@ def test_without_a_thread_a_client_says_so_and_works_on(daemon: FakeDaemon) -> N
         capture_output=True,
         text=True,
     )
-    said = f"cannot start a thread: {NO_PROCESS} 0"
+    said = f"{NoThreadError()} 0"
     assert done.stdout.splitlines() == [said, said, "connected"]
 
 

@@ -7,12 +7,13 @@ import os
 import resource
 import stat
 from dataclasses import dataclass, field
+from importlib import metadata
 
 import msgspec
 import pytest
 
 from inaccfs import doctor
-from inaccfs.cli import main
+from inaccfs.cli import main, report
 from inaccfs.cli.doctor import as_text
 from inaccfs.doctor import Finding
 from inaccfs.machine import Machine
@@ -257,3 +258,19 @@ def test_lines_fit_the_terminal(width: int) -> None:
             assert set(part.split()) <= set(words)
     # In a pipe each text is in one line.
     assert all(one.fix in as_text(found) for one in found)
+
+
+def test_a_report_of_a_machine_without_a_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command for bug reports must not end with a traceback there."""
+
+    def version(name: str) -> str:
+        if name == "pyfuse3":
+            raise metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(metadata, "version", version)
+    parts = dict(report._parts([]))
+    assert "pip install pyfuse3" in parts["inaccfs doctor"]
+    assert parts["versions"].startswith("inaccfs ")

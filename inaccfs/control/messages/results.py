@@ -161,7 +161,8 @@ class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     effective: bool
     # How many events it has been sent.
     events_sent: int
-    # The sequence of the event that it has not answered yet.
+    # The sequence of the event that it has not answered yet, or that is still to be
+    # sent to it.
     waiting: int | None
 
 
