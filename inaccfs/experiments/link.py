@@ -36,14 +36,14 @@ class _Vm:
 
     def __init__(self, stack: ExitStack, bench: Bench, fd: int) -> None:
         self.shim: Final[Client] = stack.enter_context(connect(bench.mount.path))
-        self._scope: Final = self.shim.query_semantics().scope
+        self._by_range: Final = self.shim.query_semantics().by_range
         self._file: Final[File] = stack.enter_context(self.shim.file(fd))
         self._notifier: Notifier | None = None
         self.events = 0
         stack.callback(self.unbind)
 
     def bind(self, *, prepare: bool = False) -> None:
-        if self._scope == "range":
+        if self._by_range:
             self._notifier = self._file.bind(0, _PAGES, self._hear, prepare=prepare)
         else:
             self._notifier = self._file.register_notifier(self._hear)

@@ -95,13 +95,13 @@ def listen(
     file: File,
     start: int,
     end: int,
-    scope: str,
     callback: Callable[..., object],
     *,
+    by_range: bool,
     with_frames: bool = False,
 ) -> Notifier:
-    """Register a notifier for pages, by file or by range as the semantics require."""
-    if scope == "range":
+    """Bind a notifier to pages, or register it for the file, as the rules require."""
+    if by_range:
         return file.bind(start, end, callback, with_frames=with_frames)
     return file.register_notifier(callback, with_frames=with_frames)
 
@@ -186,8 +186,10 @@ class Neighbour:
     def __init__(self, stack: ExitStack, shim: Client, pages: int) -> None:
         fd = new_file(stack, shim, "neighbour", pages)
         self._file: Final = stack.enter_context(shim.file(fd))
-        scope = shim.query_semantics().scope
-        stack.enter_context(listen(self._file, 0, pages, scope, lambda *_: None))
+        by_range = shim.query_semantics().by_range
+        stack.enter_context(
+            listen(self._file, 0, pages, lambda *_: None, by_range=by_range)
+        )
         self._pages = 0
         # The frames of this file so far.
         self.frames: Final[set[int]] = set()
