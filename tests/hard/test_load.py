@@ -111,6 +111,8 @@ def loaded(ground: Ground, point: Path, *options: str) -> Iterator[Daemon]:
         ) as daemon:
             # The log is open because its name is removed with the mount.
             log = stack.enter_context(daemon.log.open(errors="replace"))
+            # The second helper starts after the daemon is ready.
+            support.ask_until(lambda: len(support.children_of(daemon.pid)) == 2)
             yield daemon
         assert daemon.process.returncode == 0
         support.assert_clean(log.read())
