@@ -9,12 +9,16 @@ import mmap
 import os
 import signal
 import stat
+import subprocess
+import sys
 from contextlib import suppress
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+import inaccfs
 from inaccfs import errnos, uring
 from inaccfs.probe import calls, children, naming, outcomes, report, rings, table
 from inaccfs.probe.attempts import Row, Subject, attempt, rows
@@ -28,15 +32,14 @@ from inaccfs.probe.targets import (
     ProbeError,
     Target,
 )
-from tests.mount.support import cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 # Idle threads of earlier tests have no lock that a child needs.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 
+TOP = str(Path(inaccfs.__file__).parent.parent)
 PAGE = mmap.PAGESIZE
 SIZE = 4 * PAGE
 
@@ -317,8 +320,13 @@ def test_a_named_file_keeps_its_attributes(tmp_path: Path) -> None:
     path.chmod(0o4751)
     before = path.stat()
     # A small process forks a child for each row much faster than this one.
-    found = json.loads(cli("probe", "--json", "--force", path).stdout)
-    result = {row["name"]: row["outcome"] for row in found["rows"]}
+    ran = subprocess.run(
+        [sys.executable, "-m", "inaccfs", "probe", "--json", "--force", path],
+        env={**os.environ, "PYTHONPATH": TOP},
+        capture_output=True,
+        check=True,
+    )
+    result = {row["name"]: row["outcome"] for row in json.loads(ran.stdout)["rows"]}
 
     assert path.read_bytes().count(0) == path.stat().st_size
     assert result["execveat"] != "ends with status 3"
