@@ -90,7 +90,7 @@ def end(process: subprocess.Popen[Any], seconds: float) -> None:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             # It may have little CPU time, or much memory to free.
-            idle = 0 if state(process.pid) == "R" else idle + 1
+            idle = 0 if _is_running(process.pid) else idle + 1
             seconds = _LOOK_SECONDS
         else:
             return
@@ -104,10 +104,20 @@ def kill(process: subprocess.Popen[Any]) -> None:
         process.wait(_KILLED_SECONDS)
 
 
-def state(pid: int) -> str:
-    """The letter of a process's state in proc_pid_stat(5); "" if it has ended.
+def _is_running(pid: int) -> bool:
+    """Whether a process is runnable, and does not wait."""
+    return _state(pid) == "R"
 
-    It is "" also where /proc is mounted with hidepid and hides the process.
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal or a debugger has stopped a process."""
+    return _state(pid) in ("T", "t")
+
+
+def _state(pid: int) -> str:
+    """The letter of a process's state in proc_pid_stat(5).
+
+    It is "" if the process has ended, or if /proc is mounted with hidepid and hides it.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -123,6 +123,8 @@ def loaded(ground: Ground, point: Path, *options: str) -> Iterator[Daemon]:
         ) as daemon:
             # The log is open because its name is removed with the mount.
             log = stack.enter_context(daemon.log.open(errors="replace"))
+            # The second helper starts after the daemon is ready.
+            support.ask_until(lambda: len(support.children_of(daemon.pid)) == 2)
             yield daemon
         assert daemon.process.returncode == 0
         support.assert_clean(log.read())
@@ -136,28 +138,28 @@ def test_a_load_leaves_nothing(
     record_property: Callable[[str, object], None],
 ) -> None:
     options = ("--size=512m", "--pfn-source", source, "--ack-timeout=600")
-    with loaded(ground, point, *options) as daemon:
+    with loaded(ground, point, *options) as mount:
         new_file(point / "asked", PAGE)
-        with peer(daemon.control) as shim:
+        with peer(mount.control) as shim:
             shim.do("query-status")
-        before = Census.calm(daemon.pid, point)
-        latency = Latency(point / "asked", daemon.pid)
+        before = Census.calm(mount.pid, point)
+        latency = Latency(point / "asked", mount.pid)
         with latency.measured():
-            _load(daemon)
+            _load(mount)
         record_property("latency", str(latency))
         print(f"{PEERS} peers, {FILES} files, {REFERENCES} references: {latency}")
         assert max(latency.cpu_seconds) < STAT_SECONDS, str(latency)
-        with peer(daemon.control) as shim:
+        with peer(mount.control) as shim:
             support.ask_until(lambda: shim.do("query-stats")["peers"] == 1)
             stats = shim.do("query-stats")
         for name in ("references", "fetched", "notifiers", "evictions"):
             assert stats[name] == 0, stats
-        settle_to(before, daemon)
+        settle_to(before, mount)
 
 
-def settle_to(before: Census, daemon: Daemon) -> None:
+def settle_to(before: Census, mount: Daemon) -> None:
     """Wait until no resource is above its count *before*."""
-    settle(lambda: Census.of(daemon.pid, daemon.path).more_than(before), {}, "left")
+    settle(lambda: Census.of(mount.pid, mount.path).more_than(before), {}, "left")
 
 
 def _load(mount: Daemon) -> None:
@@ -209,18 +211,18 @@ def len_of(extents: list[dict[str, Any]]) -> int:
 
 def test_peers_that_come_and_go(ground: Ground, point: Path) -> None:
     """Each peer has an fd, a notifier and references that it does not put."""
-    with loaded(ground, point, "--pfn-source", "simulated") as daemon:
+    with loaded(ground, point, "--pfn-source", "simulated") as mount:
         guest = new_file(point / "guest", MIB)
-        with peer(daemon.control) as shim:
+        with peer(mount.control) as shim:
             shim.do("query-status")
-        before = Census.calm(daemon.pid, point)
+        before = Census.calm(mount.pid, point)
         with support.opened(guest) as fd:
             for _ in range(times(100)):
-                with peer(daemon.control) as shim:
+                with peer(mount.control) as shim:
                     assert shim.do("getfd", fd, fdname="mine") == {}
                     assert "notifier" in shim.do("register-notifier", file="mine")
                     assert "extents" in shim.do(
                         "get-pfn", file="mine", offset=0, count=MIB // PAGE
                     )
             raw.punch(fd, 0, MIB)
-        settle_to(before, daemon)
+        settle_to(before, mount)

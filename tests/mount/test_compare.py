@@ -6,19 +6,18 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import pytest
 
 from inaccfs.cli import main
-from tests.mount import support
 from tests.mount.support import (
     ENVIRONMENT,
     PATIENCE,
     TOP,
     ask_until,
+    inaccfs_command,
     wait_for_exit,
 )
 
@@ -162,10 +161,7 @@ def test_a_script_that_hangs_ends_with_the_comparison(
                 signal.pause()
         """)
     )
-    program = support.program(
-        "from inaccfs.cli import compare; compare._ENDING_SECONDS = 0.1"
-    )
-    command = [sys.executable, "-c", program, "compare", str(script), *TWO]
+    command = inaccfs_command("compare", script, *TWO)
     with subprocess.Popen(command, env=ENVIRONMENT) as comparing:
         try:
             ask_until(lambda: pids.exists() or comparing.poll() is not None)

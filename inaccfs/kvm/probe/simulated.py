@@ -278,11 +278,11 @@ def opponent(semantics: str | None = None) -> Iterator[Opponent]:
     Raises:
         InaccfsError: nothing can be mounted.
     """
-    # Frames of order 0, as guest_memfd has them. A user who may not read pagemap would
-    # get larger ones, and touching a page would allocate its neighbours.
     with suppress(GuestUnavailableError):
         # Loaded once here, and not in the child process of each row.
         check_available()
+    # Frames of order 0, as guest_memfd has them. A user who may not read pagemap would
+    # get larger ones, and touching a page would allocate its neighbours.
     with launch.mounted(
         semantics=semantics,
         pfn_source="simulated",
