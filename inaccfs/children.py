@@ -77,12 +77,16 @@ def wait_readable(fd: int, seconds: float | None = None) -> bool:
 def end(process: subprocess.Popen[Any], seconds: float) -> None:
     """End a child by SIGTERM, and wait for it; kill it if it hangs after *seconds*.
 
-    Its `returncode` is None if it hangs in the kernel. Call it in exception handlers:
-    after a KeyboardInterrupt Popen's with block does not wait.
+    One that ignores SIGTERM is killed at once: nothing else tells it to end. Its
+    `returncode` is None if it hangs in the kernel. Call it in exception handlers: after
+    a KeyboardInterrupt Popen's with block does not wait.
     """
     process.terminate()
     # A stopped process does not see SIGTERM.
     process.send_signal(signal.SIGCONT)
+    if _ignores(process.pid, signal.SIGTERM):
+        kill(process)
+        return
     deadline = time.monotonic() + _BUSY_SECONDS
     idle = 0
     while idle < _LOOKS and time.monotonic() < deadline:
@@ -102,6 +106,16 @@ def kill(process: subprocess.Popen[Any]) -> None:
     process.kill()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_KILLED_SECONDS)
+
+
+def _ignores(pid: int, number: int) -> bool:
+    """Whether a process ignores a signal; false if it has ended."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
+            ignored = next(line for line in lines if line.startswith("SigIgn:"))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return bool(int(ignored.split()[1], 16) >> (number - 1) & 1)
 
 
 def _is_running(pid: int) -> bool:
