@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.control.caller import Caller
-    from inaccfs.control.names import Names
-    from inaccfs.control.openfiles import OpenFile
+    from inaccfs.control.fdnames import FdNames
+    from inaccfs.control.mountfiles import OpenFile
 
 
 class MemoryAttributes:
     """Carries out one peer's commands. They raise `OSError`, for the peer."""
 
-    def __init__(self, caller: Caller, names: Names) -> None:
+    def __init__(self, caller: Caller, names: FdNames) -> None:
         self._caller: Final = caller
         self._names: Final = names
         # The files that the peer has frozen, by inode number. They stay open.

@@ -12,9 +12,10 @@ from inaccfs.control.registration import Registration
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from inaccfs.control.caller import Caller, Outbound
+    from inaccfs.control.caller import Caller
     from inaccfs.control.context import Context
-    from inaccfs.control.names import Names
+    from inaccfs.control.fdnames import FdNames
+    from inaccfs.control.outlet import Outbound
     from inaccfs.semantics.rules import Scope
     from inaccfs.shim.slices import Slices
 
@@ -23,7 +24,7 @@ class Notifying:
     """The notifiers of one peer. Commands raise `OSError`, for the peer."""
 
     def __init__(
-        self, context: Context, caller: Caller, names: Names, outlet: Outbound
+        self, context: Context, caller: Caller, names: FdNames, outlet: Outbound
     ) -> None:
         self._context: Final = context
         self._caller: Final = caller
@@ -89,7 +90,7 @@ class Notifying:
                 f"no pages from {command.start} to {command.end}: the end is the page "
                 "after the last",
             )
-        if command.prepare and rules.binding != "prepared":
+        if command.prepare and not rules.has_commit_bind:
             raise OSError(
                 errno.EOPNOTSUPP, "bindings take effect at once in these semantics"
             )

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.control.context import Context
+    from inaccfs.control.fdnames import FdNames
     from inaccfs.control.messages import Command
-    from inaccfs.control.names import Names
     from inaccfs.control.pagerefs import PageRoom
     from inaccfs.shim.memory import Pinner
 
@@ -24,7 +24,7 @@ class PagePins(PageReferences):
     """The pins of one peer. Commands raise `OSError`, for the peer."""
 
     def __init__(
-        self, context: Context, names: Names, pinner: Pinner, room: PageRoom
+        self, context: Context, names: FdNames, pinner: Pinner, room: PageRoom
     ) -> None:
         super().__init__(context, names, pinner, room, keeps=True)
         self._pinner: Final = pinner

@@ -17,10 +17,11 @@ from inaccfs.shim.references import PAGES_A_STEP
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inaccfs.control.caller import Caller, Outbound
+    from inaccfs.control.caller import Caller
     from inaccfs.control.context import Context
-    from inaccfs.control.names import Names
-    from inaccfs.control.openfiles import OpenFile
+    from inaccfs.control.fdnames import FdNames
+    from inaccfs.control.mountfiles import OpenFile
+    from inaccfs.control.outlet import Outbound
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.memory import Holder
@@ -72,7 +73,7 @@ class PageReferences:
     def __init__(
         self,
         context: Context,
-        names: Names,
+        names: FdNames,
         holder: Holder,
         room: PageRoom,
         *,

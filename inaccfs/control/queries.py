@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from inaccfs.control.context import Context
     from inaccfs.control.messages import Command
-    from inaccfs.control.openfiles import Listed
+    from inaccfs.control.mountfiles import Listed
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
 
@@ -165,25 +165,8 @@ def semantics(rules: Semantics) -> messages.Semantics:
 
 def _commands(rules: Semantics) -> list[str]:
     """The commands of these rules that not all semantics have."""
-    found = (
-        ["bind", "unbind"]
-        if rules.scope == "range"
-        else ["register-notifier", "unregister-notifier"]
-    )
-    if rules.keeps_references:
-        found.append("put-pfn")
-    if rules.memory_failure != "unknown":
-        found.append("memory-failure")
-    if rules.binding == "prepared":
-        found.append("commit-bind")
-    if rules.attributes == "file":
-        found.append("set-memory-attributes")
-    if rules.population in ("populate", "populate in place"):
-        found.append("populate")
-    if rules.frozen != "unknown":
-        found += ["freeze", "unfreeze"]
-    if rules.migration != "never":
-        found.append("migrate")
-    if rules.mmap != "refused":
-        found += ["read-shared", "write-shared", "pin-pages", "unpin-pages"]
-    return found
+    return [
+        command.name
+        for command in messages.COMMANDS.values()
+        if command.exists is not None and command.exists(rules)
+    ]

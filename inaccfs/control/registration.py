@@ -11,8 +11,9 @@ from inaccfs.control import messages, qmp
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from inaccfs.control.caller import Caller, Outbound
-    from inaccfs.control.openfiles import OpenFile
+    from inaccfs.control.caller import Caller
+    from inaccfs.control.mountfiles import OpenFile
+    from inaccfs.control.outlet import Outbound
     from inaccfs.shim.attributes import Attributes
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notice

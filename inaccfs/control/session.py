@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from inaccfs.control import messages, queries
+from inaccfs.control.fdnames import FdNames
 from inaccfs.control.memoryattributes import MemoryAttributes
 from inaccfs.control.messages import Command, Nothing
-from inaccfs.control.names import Names
 from inaccfs.control.notifying import Notifying
 from inaccfs.control.pagepins import PagePins
 from inaccfs.control.pagerefs import PageHolder, PageReferences, PageRoom
@@ -22,8 +22,9 @@ from inaccfs.shim.slices import Slices
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inaccfs.control.caller import Caller, Outbound
+    from inaccfs.control.caller import Caller
     from inaccfs.control.context import Context
+    from inaccfs.control.outlet import Outbound
 
 
 class Session:
@@ -36,7 +37,7 @@ class Session:
         self._number: Final = caller.number
         # Whether qmp_capabilities was executed. No other command may come before it.
         self.negotiated = False
-        self._names: Final = Names(context, caller)
+        self._names: Final = FdNames(context, caller)
         self._notifying: Final = Notifying(context, caller, self._names, outlet)
         policy, names = context.policy, self._names
         holder = PageHolder(caller, outlet, policy.ack_seconds)

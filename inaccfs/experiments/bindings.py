@@ -138,7 +138,7 @@ def _run(lab: Lab) -> None:
     for semantics in lab.semantics:
         with lab.bench(semantics, size="64m", options=_LIMITS) as bench:
             rules = bench.shim.query_semantics()
-            binds = rules.scope == "range"
+            binds = rules.by_range
             name = f"{bench.semantics}, {'a page each' if binds else 'a list'}"
             series[name] = _measure(bench, binds=binds)
             if binds and not rules.exclusive:

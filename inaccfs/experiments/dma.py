@@ -28,7 +28,7 @@ _NAMES: Final = {_DATA: "its data", bytes(4): "zeros", b"\xff" * 4: "nothing"}
 def _found(scenario: type[Scenario], semantics: str, learns: Learns) -> str:
     """The kinds of violations that a search of all schedules finds."""
     rules = load.load(semantics)
-    if scenario is Dma and rules.attributes != "file":
+    if scenario is Dma and not rules.in_place:
         return "-"
     kind = type(scenario.__name__, (scenario,), {"learns": learns})
     outcome = explore(Case(kind, rules), Limits(seconds=None))
@@ -43,7 +43,7 @@ def _beside(bench: Bench, learns: Learns) -> str:
         vm = stack.enter_context(VM(bench.shim))
         add_slot(vm, fd, 0, 1)
         iommu = stack.enter_context(Iommu(bench.shim, learns=learns))
-        if bench.shim.query_semantics().attributes == "file":
+        if bench.shim.query_semantics().in_place:
             with bench.shim.file(fd) as file:
                 file.set_memory_attributes(0, 1, False)
         try:
@@ -62,9 +62,9 @@ def _after(
         stack.callback(os.close, fd)
         rules = bench.shim.query_semantics()
         file = stack.enter_context(bench.shim.file(fd))
-        if converts and rules.attributes != "file":
+        if converts and not rules.in_place:
             return None
-        if rules.attributes == "file":
+        if rules.in_place:
             file.set_memory_attributes(0, 1, False)
         if learns not in GETS_EVENTS:
             add_slot(stack.enter_context(VM(bench.shim)), fd, 0, 1)

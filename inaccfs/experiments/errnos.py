@@ -59,7 +59,7 @@ class _Subject(NamedTuple):
         self, end: int = _PAGES, start: int = 0, exclusive: bool | None = None
     ) -> None:
         """Register or bind a notifier for these pages, as the semantics require."""
-        if self.rules.scope == "range":
+        if self.rules.by_range:
             notifier = self.file.bind(start, end, _ignore, exclusive=exclusive)
         else:
             notifier = self.file.register_notifier(_ignore)
@@ -109,7 +109,7 @@ def _put(to: _Subject) -> None:
 
 
 def _wrong_notifier(to: _Subject) -> object:
-    if to.rules.scope == "range":
+    if to.rules.by_range:
         return to.file.register_notifier(_ignore)
     return to.file.bind(0, 1, _ignore)
 

@@ -76,7 +76,7 @@ class Mapper:
             start, end = once, None
         else:
             start, end = self._start, self._end  # type: ignore[assignment]
-        if self.rules.scope == "range":
+        if self.rules.by_range:
             return self.file.bind(0, pages, start, invalidate_end=end, with_kinds=True)
         return self.file.register_notifier(start, invalidate_end=end, with_kinds=True)
 
@@ -149,4 +149,4 @@ def convert(file: File, offset: int, count: int, *, private: bool) -> int | None
 
 def keeps_attributes(bench: Bench) -> bool:
     """Whether pages of a file can be converted."""
-    return bench.shim.query_semantics().attributes == "file"
+    return bench.shim.query_semantics().in_place

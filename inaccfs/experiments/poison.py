@@ -62,7 +62,7 @@ def _listen(bench: Bench, other: Client) -> tuple[str, list[str], bool]:
         fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, _PAGES * PAGE_SIZE)
         file = stack.enter_context(bench.shim.file(fd))
         register = file.register_notifier
-        if bench.shim.query_semantics().scope == "range":
+        if bench.shim.query_semantics().by_range:
             register = partial(file.bind, 0, _PAGES)
         notifier = register(
             invalidate_start=partial(hear, "START"),

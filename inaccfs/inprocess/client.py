@@ -303,7 +303,7 @@ class File(AttributesOfFile):
 
         if not prepare:
             commit()
-        elif self.client.mount.semantics.binding == "prepared":
+        elif self.client.mount.semantics.has_commit_bind:
             made.prepared = commit
         else:
             raise OSError(errno.EOPNOTSUPP, "bindings take effect at once")

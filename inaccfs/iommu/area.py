@@ -84,11 +84,11 @@ class Area:
             if (iovas := self._iovas(first, last, in_bytes=in_bytes)) is not None:
                 callback(self, *iovas, kinds)
 
-        kinds = semantics.attributes == "file"
+        kinds = semantics.in_place
         error = partial(heard, invalidate)
         with self.backing.named() as file:
             register = file.register_notifier
-            if semantics.scope == "range":
+            if semantics.by_range:
                 shift = self.backing.shift
                 last = -(-(self.pgoff + self.pages) >> shift)
                 register = partial(file.bind, self.pgoff >> shift, last)

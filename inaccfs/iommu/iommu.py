@@ -75,7 +75,7 @@ class Iommu:
         self.rules: Final = shim.query_semantics()
         self.hook: Final[Hook] = hooks or no_hook
         self._sync: Final = sync
-        self._in_place: Final = self.rules.attributes == "file"
+        self._in_place: Final = self.rules.in_place
         self._pins: Final = learns == "pins"
         self._maps: Final = sync.lock("maps")
         self._io: Final = IoTable(shim, memory or PlainMemory(), self.hook, sync)
@@ -204,9 +204,9 @@ class Iommu:
         if not self._pins:
             return area.backing.get(pgoff, pages)
         found = (
-            area.backing.get(pgoff, pages)
-            if self.rules.mmap == "refused"
-            else area.backing.pin(pgoff, pages)
+            area.backing.pin(pgoff, pages)
+            if self.rules.mappable
+            else area.backing.get(pgoff, pages)
         )
         area.pins.extend(found)
         return found
@@ -289,7 +289,7 @@ class Iommu:
         pins, area.pins = area.pins, []
         if not pins:
             return
-        if self.rules.mmap == "refused":
+        if not self.rules.mappable:
             area.backing.put(pins)
         else:
             area.backing.unpin(pins)

@@ -317,7 +317,7 @@ class BackingFiles:
                     *(self._shim, key, fd, self._sync),
                     holds=self._rules.kvm_slot_holds_file,
                     puts=self._rules.keeps_references,
-                    in_place=self._rules.attributes == "file",
+                    in_place=self._rules.in_place,
                 )
         except OverflowError as exc:
             raise OSError(self._bad_fd, f"private_fd {fd} is no number of one") from exc

@@ -74,9 +74,9 @@ class Mmu:
         self._serves: Final = not protected and rules.kvm_default_vm == "served"
         # Whether attributes are kept in files; and whether these have the shared pages,
         # too. If not, shared pages are in the memory that the VMM gave.
-        self.in_place: Final = rules.attributes == "file"
+        self.in_place: Final = rules.in_place
         self.shared_in_file: Final = self.in_place and (
-            rules.kvm_shared_source == "file" or rules.mmap != "refused"
+            rules.kvm_shared_source == "file" or rules.mappable
         )
         # Whether a fault reads the attribute before it gets the page.
         self.asks_first: Final = self.in_place and (
@@ -84,7 +84,7 @@ class Mmu:
         )
         self._huge: Final = rules.kvm_huge and (
             # A huge page may have pages of both kinds, which only the file knows.
-            not self.in_place or rules.granule == "huge page"
+            not self.in_place or rules.by_huge_page
         )
         if default_private is None:
             default_private = rules.kvm_default_attribute == "private"

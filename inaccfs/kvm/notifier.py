@@ -57,7 +57,7 @@ class SlotNotifier:
 
     def _register(self, file: ShimFile, semantics: ShimSemantics) -> ShimNotifier:
         register = file.register_notifier
-        if semantics.scope == "range":
+        if semantics.by_range:
             register = partial(file.bind, *self._slot.file_pages(self._shift))
         # Later versions have a callback for poisoned pages, too.
         error = self._invalidate if "MEMORY_ERROR" in semantics.events else None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
 
 from inaccfs.errnos import os_error
 from inaccfs.semantics.attributes import AttributeRules
+from inaccfs.semantics.derived import Derived
 from inaccfs.semantics.kvm import KvmRules
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
@@ -60,7 +61,7 @@ Check: TypeAlias = "Callable[[int, int, int, int], None]"
 """`Semantics.check_fallocate`, or a replacement for it."""
 
 
-class Semantics(AttributeRules, KvmRules):
+class Semantics(AttributeRules, KvmRules, Derived):
     """Base of all semantics. A subclass sets or inherits each rule.
 
     `inaccfs mount --semantics FILE.py:CLASS` takes one of your own. The daemon's loop
@@ -135,8 +136,8 @@ class Semantics(AttributeRules, KvmRules):
     # Whether the kernel may move fetched pages, without an event.
     movable: ClassVar[bool]
     # What memory-failure does: "unknown", the command does not exist; "error", it sends
-    # MEMORY_ERROR; "invalidate", it sends the events of a punch. get-pfn of a poisoned
-    # page fails with EHWPOISON.
+    # MEMORY_ERROR; "invalidate", it sends INVALIDATE_START and INVALIDATE_END, whatever
+    # `order` is. get-pfn of a poisoned page fails with EHWPOISON.
     memory_failure: ClassVar[MemoryFailure]
 
     # --- the rules that are code ------------------------------------------------------
@@ -183,16 +184,6 @@ class Semantics(AttributeRules, KvmRules):
         if self.order == "before":
             return Plan(before=INVALIDATE)
         return Plan(after=INVALIDATE, after_failure=self.notifies_failures)
-
-    @property
-    def keeps_references(self) -> bool:
-        """Whether get-pfn takes a reference, or a lock, that put-pfn drops."""
-        return self.references != "none"
-
-    @property
-    def locks_pages(self) -> bool:
-        """Whether get-pfn leaves a page locked until put-pfn."""
-        return self.references == "locked"
 
     @property
     def events(self) -> list[str]:

@@ -73,7 +73,7 @@ class Recording:
         self._tracing.start()
 
     def offer(self, data: bytes) -> bool:
-        """See `inaccfs.control.tracing.Sink`."""
+        """See `inaccfs.control.outlet.Sink`."""
         try:
             self._outlet.flush()
             return self._outlet.offer(data)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from inaccfs.backing.root import Backing
     from inaccfs.control.limits import Policy
-    from inaccfs.control.openfiles import Listed, OpenFile
+    from inaccfs.control.mountfiles import Listed, OpenFile
     from inaccfs.fuse.nodes import Node
     from inaccfs.semantics import Semantics
 
@@ -340,7 +340,7 @@ class Control:
     async def all_closed(self) -> None:
         """Wait until there are no peers, and all connections are closed."""
         await self.peers_down_to(0)
-        while self.server.transport.closings.connections:
+        while self.server.parts.closings.connections:
             await trio.lowlevel.checkpoint()
 
 

@@ -474,12 +474,12 @@ async def test_replies_have_a_limit_in_sum(scratch: Path, backing: Backing) -> N
                 nursery.start_soon(peer.send, '{"execute": "query-qmp-schema"}\n' * 40)
             await trio.testing.wait_all_tasks_blocked()
             one = len(qmp.encode_return(_schema(), qmp.NO_ID))
-            assert control.server.transport.backlog.bytes <= 200_000 + 9 * one
+            assert control.server.parts.backlog.bytes <= 200_000 + 9 * one
             assert "qemu" in await witness.do("query-version")
             for peer in peers:
                 for _ in range(40):
                     assert "return" in await peer.answer()
-            assert control.server.transport.backlog.bytes == 0
+            assert control.server.parts.backlog.bytes == 0
             nursery.cancel_scope.cancel()
 
 
@@ -513,6 +513,6 @@ async def test_events_beyond_it_cost_the_one_that_reads_least(
                 break
         assert second.reason
         assert not first.reason
-        assert control.server.transport.backlog.bytes == 0
+        assert control.server.parts.backlog.bytes == 0
         assert "qemu" in await peer.do("query-version")
     assert "leave too much unread" in caplog.text

@@ -175,6 +175,12 @@ def test_events_are_not_given(tmp_path: Path) -> None:
     )
 
 
+def test_what_follows_from_rules_is_not_given(tmp_path: Path) -> None:
+    assert complaint_of(tmp_path, "mappable = True") == (
+        "semantics Mine.mappable: it follows from other rules: set those"
+    )
+
+
 def test_name_and_source_are_read_once(tmp_path: Path) -> None:
     """A rule that is code, but not a check, does not run while the mount exists."""
     wanted = written(

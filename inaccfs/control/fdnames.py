@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from inaccfs.control.caller import Caller
     from inaccfs.control.context import Context
-    from inaccfs.control.openfiles import OpenFile
+    from inaccfs.control.mountfiles import OpenFile
 
 
-class Names:
+class FdNames:
     """The fdnames of one peer, and the commands about one file."""
 
     def __init__(self, context: Context, caller: Caller) -> None:
