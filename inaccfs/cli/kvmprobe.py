@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.cli import mountoptions, output, terminal
 from inaccfs.errors import InaccfsError, OptionError
+from inaccfs.kvmcalls import DEVICE
 from inaccfs.words import quoted
 
 if TYPE_CHECKING:
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
 
     from inaccfs.kvm.probe.table import Result, Side
 
-_DEVICE: Final = "/dev/kvm"
 _RECORDED: Final = "recorded"
 _EMULATED: Final = "emulated"
+AGAINST: Final = (DEVICE, _RECORDED, _EMULATED)
+"""What --against may be."""
 
 _DESCRIPTION = """\
 Ask a KVM some 350 questions about private memory: what each ioctl refuses, what a guest
@@ -90,7 +92,7 @@ def _opponent(against: str | None) -> tuple[Side | None, str | None]:
 
     if against is None:
         return None, None
-    if against == _DEVICE:
+    if against == DEVICE:
         found = here.find()
         return table.Asked(found.opponent), found.semantics
     if against == _RECORDED:
@@ -104,7 +106,7 @@ def _opponent(against: str | None) -> tuple[Side | None, str | None]:
         emulated = Emulated()
         return emulated, here.version_of(emulated.kernel.release)
     raise OptionError(
-        f"--against {quoted(against)}: give {_DEVICE}, {_RECORDED} or {_EMULATED}"
+        f"--against {quoted(against)}: give {DEVICE}, {_RECORDED} or {_EMULATED}"
     )
 
 
