@@ -8,7 +8,7 @@ import os
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.errnos import NAMES
+from inaccfs import errnos
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, Vmm
 from inaccfs.kvm.memory import resident
@@ -150,7 +150,7 @@ def _live(bench: Bench, allocates: str, *, punches: bool) -> list[object]:
             try:
                 step(guest)
             except MemoryFaultExit as exc:
-                found.append(NAMES[exc.errno])
+                found.append(errnos.name(exc.errno))
                 break
             found.append(guest.counted())
         found += ["-"] * (len(_STEPS) + 2 - len(found))

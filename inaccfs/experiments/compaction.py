@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.errnos import NAMES
+from inaccfs import errnos
 from inaccfs.errors import InaccfsError
 from inaccfs.experiments.lab import Experiment
 from inaccfs.experiments.parts import Neighbour
@@ -143,7 +143,7 @@ def collapse(shim: Client, fd: int) -> str:
         with closing(mmap.mmap(memory, 0)) as mapped:
             mapped.madvise(_MADV_COLLAPSE)
     except OSError as exc:
-        return NAMES[exc.errno or 0]
+        return errnos.name(exc.errno)
     finally:
         os.close(memory)
     return "ok"

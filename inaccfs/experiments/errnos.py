@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from inaccfs.errnos import NAMES
+from inaccfs import errnos
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import Bind, refused
@@ -185,7 +185,7 @@ def _outcome(shim: Client, step: _Step) -> str:
         try:
             step(_Subject(fd, file, shim.query_semantics(), undo))
         except OSError as exc:
-            return NAMES[exc.errno or 0]
+            return errnos.name(exc.errno)
         except _AbsentError:
             return "-"
         return "ok"

@@ -148,7 +148,7 @@ def _way(bench: Bench, way: Callable[[_Move], list[str]]) -> list[str]:
         try:
             return ["ok", *way(_Move(stack, bench))]
         except OSError as exc:
-            return [errnos.NAMES[exc.errno or 0], "-", "-", "-"]
+            return [errnos.name(exc.errno), "-", "-", "-"]
 
 
 def _run(lab: Lab) -> None:

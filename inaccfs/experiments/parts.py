@@ -104,7 +104,7 @@ def outcome(call: Callable[[], object]) -> str:
     try:
         call()
     except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
+        return errnos.name(exc.errno)
     return "ok"
 
 

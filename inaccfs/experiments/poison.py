@@ -38,9 +38,9 @@ def _outcome(call: Callable[[], object]) -> str:
     try:
         found = call()
     except MemoryFaultExit as exc:
-        return f"exit, {errnos.NAMES[exc.errno]}"
+        return f"exit, {errnos.name(exc.errno)}"
     except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
+        return errnos.name(exc.errno)
     return found if isinstance(found, str) else "ok"
 
 

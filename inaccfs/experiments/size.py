@@ -78,7 +78,7 @@ def _outcome(fd: int, size: int, step: Callable[[int], None]) -> str:
     try:
         step(fd)
     except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
+        return errnos.name(exc.errno)
     now = os.fstat(fd).st_size
     pages = now // PAGE_SIZE
     return "ok" if now == size else f"ok, {pages} page{'s'[: pages != 1]}"

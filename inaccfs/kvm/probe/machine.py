@@ -8,7 +8,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import syscalls
+from inaccfs import errnos, syscalls
 from inaccfs.kvm.probe import words
 from inaccfs.kvm.probe.guest import STARTED, OrPage, Read, Write
 from inaccfs.kvm.probe.protocol import (
@@ -238,7 +238,7 @@ class Machine:
         if not self.vm.check_extension(CAPABILITIES["KVM_CAP_PRE_FAULT_MEMORY"]):
             raise AbsentError("KVM_PRE_FAULT_MEMORY")
         number, gpa, size = self.vcpu.pre_fault_memory(gpa, size, flags)
-        outcome = words.of_errno(number) if number else "ok"
+        outcome = errnos.name(number) if number else "ok"
         return f"{outcome} left {gpa:#x} {size:#x}"
 
     # --- the file ---------------------------------------------------------------------
