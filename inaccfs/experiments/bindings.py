@@ -11,11 +11,10 @@ from contextlib import ExitStack
 from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs.experiments import chart
+from inaccfs.experiments import chart, parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8
-from inaccfs.syscalls import PUNCH, fallocate
 
 if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 _NUMBERS: Final = (1, 10, 100, 1000, 10_000)
 # The punches of one row send at most so many events in all.
 _EVENTS: Final = 20_000
-_PATIENCE: Final = 30.0
 _LIMITS: Final = ("limit=notifiers=20000", "limit=output=64000000")
 
 
@@ -74,7 +72,7 @@ class _Peer:
         new = range(self._notifiers, notifiers)
         self._socket.sendall(b"".join(map(self._request, new)))
         for _ in new:
-            if not self._registered.acquire(timeout=_PATIENCE):
+            if not self._registered.acquire(timeout=parts.PATIENCE):
                 raise TimeoutError("the daemon does not register notifiers")
         self._notifiers = notifiers
 
@@ -130,7 +128,7 @@ def _measure(bench: Bench, *, binds: bool, aliases: bool = False) -> list[_Taken
 def _punch(fd: int) -> float:
     """The time of a punch in µs. The page is a hole, so no memory is freed."""
     start = time.perf_counter_ns()
-    fallocate(fd, PUNCH, 0, PAGE_SIZE)
+    parts.punch(fd, 1)
     return (time.perf_counter_ns() - start) / 1e3
 
 

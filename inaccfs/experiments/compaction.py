@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 from inaccfs import errnos
 from inaccfs.errors import InaccfsError
 from inaccfs.experiments.lab import Experiment
-from inaccfs.experiments.parts import Neighbour
+from inaccfs.experiments.parts import Neighbour, allocate
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM
 from inaccfs.kvm.uapi import PAGE_SIZE
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
+from inaccfs.syscalls import fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,8 +89,8 @@ class _Guest:
             at = 0
             for start in range(0, _PAGES, _CHUNK):
                 for fd in self.fds:
-                    _allocate(fd, start, _CHUNK)
-                    _allocate(gap, at, _GAP)
+                    allocate(fd, _CHUNK, start)
+                    allocate(gap, _GAP, at)
                     at += _GAP
         self.vm: Final = stack.enter_context(VM(self._shim, default_private=True))
         for slot, fd in enumerate(self.fds):
@@ -115,10 +115,6 @@ class _Guest:
                     if self._puts:
                         file.put_pfn(extent.pfn, extent.count, wait=False)
         return {each.pfn for each in self.vm.stale_sptes()}
-
-
-def _allocate(fd: int, page: int, count: int) -> None:
-    fallocate(fd, FALLOC_FL_KEEP_SIZE, page * PAGE_SIZE, count * PAGE_SIZE)
 
 
 # --- what moves pages ----------------------------------------------------------------

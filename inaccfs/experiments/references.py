@@ -62,7 +62,7 @@ class _World:
         shim = self._stack.enter_context(connect(self.bench.mount.path))
         file = self._stack.enter_context(shim.file(self.fd))
         # Never unregister it: a user that was disconnected could not do so.
-        parts.listen(file, 0, _PAGES, self._scope, lambda *_: None)
+        parts.listen(file, self._scope, 0, _PAGES, lambda *_: None)
         return file
 
     def punch(self) -> None:

@@ -7,10 +7,11 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import errnos
+from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8, refused
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
+from inaccfs.syscalls import fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,7 @@ _STEPS: Final[tuple[tuple[str, int, Callable[[int], None]], ...]] = (
     (
         "the same, KEEP_SIZE",
         PAGE_SIZE,
-        lambda fd: fallocate(fd, FALLOC_FL_KEEP_SIZE, PAGE_SIZE, PAGE_SIZE),
+        lambda fd: parts.allocate(fd, 1, 1),
     ),
 )
 
