@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from inaccfs import children, streams
 from inaccfs.deferring import Deferred
-from inaccfs.ending import NOTICE_SECONDS, wait_readable
+from inaccfs.ending import NOTICE_SECONDS
 from inaccfs.errors import (
     DaemonFailedError,
     DeadDaemonError,
@@ -82,7 +82,7 @@ def start_daemon(
             daemon = _spawn([*options, *words], list(fds.values()), stderr)
             stack.callback(children.end, daemon, _ENDING_SECONDS)
         try:
-            readable = wait_readable(ready_read, _START_SECONDS)
+            readable = children.wait_readable(ready_read, _START_SECONDS)
         except KeyboardInterrupt:
             # If the daemon is in an endless loop of the user's file of rules, SIGINT
             # makes it report the line.

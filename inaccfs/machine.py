@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import kvmcalls, mmcalls, uring
+from inaccfs.errors import not_started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,16 +84,19 @@ class Machine:
         if shutil.which("unshare") is None:
             return "no unshare(1) to try it"
         # In a separate process, because a namespace cannot be left.
-        done = subprocess.run(
-            ["unshare", "-Urm", "true"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                ["unshare", "-Urm", "true"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "LC_ALL": "C"},
+                text=True,
+                errors="replace",
+                check=False,
+            )
+        except OSError as exc:
+            return f"cannot try it with unshare(1): {not_started(exc) or exc.strerror}"
         lines = done.stderr.splitlines() or [f"unshare: status {done.returncode}"]
         return lines[-1] if done.returncode else ""
 

@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.cli import mountoptions, output, terminal
-from inaccfs.errors import InaccfsError, OptionError
+from inaccfs.cli.statuses import TROUBLE
+from inaccfs.errors import OptionError
 from inaccfs.kvmcalls import DEVICE
 from inaccfs.words import quoted
 
@@ -55,7 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="the version to simulate (default: the one that --against has, or v8)",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=run, parser=parser)
+    parser.set_defaults(run=run, parser=parser, failed=TROUBLE)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,15 +75,7 @@ def run(args: argparse.Namespace) -> int:
             results = table.compare(sides)
     except here.SkippedError as exc:
         return _skipped(args, str(exc))
-    except InaccfsError as exc:
-        # Other commands fail with status 1, but here status 1 means differences.
-        output.complain(str(exc))
-        return 2
-    try:
-        _show(args, args.semantics or semantics, sides, results)
-    except output.OutputError as exc:
-        output.complain_of_output(exc)
-        return 2
+    _show(args, args.semantics or semantics, sides, results)
     return int(any(result.differs for result in results))
 
 

@@ -67,6 +67,7 @@ class MemoryAttributes:
         rows: list[messages.MemoryAttributes] = []
         with self._names.borrowed(command.file) as opened:
             file = opened.file
+            file.pages.check_open()
             for start, end, private in file.attributes.since(command.start, file.count):
                 if len(rows) == limit:
                     return Answer(rows, next=start)

@@ -111,7 +111,7 @@ class Notifying:
             else:
                 await bind(registration)
 
-        return await self._add(command.file, check)
+        return await self._add(command.file, check, (command.start, command.end))
 
     async def _commit_bind(self, command: messages.CommitBind) -> Nothing:
         bind = self._prepared.pop(command.notifier, None)
@@ -123,14 +123,22 @@ class Notifying:
         return Nothing()
 
     async def _add(
-        self, name: str, register: Callable[[Registration], Awaitable[None]]
+        self,
+        name: str,
+        register: Callable[[Registration], Awaitable[None]],
+        pages: tuple[int, int] | None = None,
     ) -> messages.Notifier:
         self._check_room()
         opened = self._names.open(name)
         context = self._context
         number = next(context.notifier_numbers)
         registration = Registration(
-            *(self._caller, number, opened, self._outlet, context.policy.ack_seconds)
+            self._caller,
+            number,
+            opened,
+            self._outlet,
+            context.policy.ack_seconds,
+            pages,
         )
         # Do this before `register`, so that it is removed if the peer disconnects
         # meanwhile.

@@ -242,9 +242,12 @@ class Peer:
     ) -> None:
         """Handle one command."""
         request = Request(command, request_id, passed)
+        negotiated = self._session.negotiated
         if self.reason:
             request.close()
-        elif not self._session.negotiated and type(command) is not QmpCapabilities:
+        # Before the negotiation only qmp_capabilities can wait, and all that follows it
+        # comes after the negotiation.
+        elif not (negotiated or self._requests or type(command) is QmpCapabilities):
             request.close()
             self.outlet.send(
                 qmp.encode_error(
@@ -253,7 +256,7 @@ class Peer:
                     request_id,
                 )
             )
-        elif type(command) is InvalidateDone or not (
+        elif (negotiated and type(command) is InvalidateDone) or not (
             self._requests or self.outlet.is_full or time.perf_counter() > self._until
         ):
             self._begin(request)

@@ -111,8 +111,10 @@ async def notifiers(context: Context, command: messages.QueryNotifiers) -> Answe
     for number, registration in await paging.first_of(found, command.start):
         if not paging.has_room:
             return Answer(paging.rows, next=number)
-        opened = registration.opened
-        bound = opened.file.notifiers.bound(registration)
+        if number not in context.notifiers:
+            continue
+        opened, pages = registration.opened, registration.pages
+        listed = opened.file.notifiers
         name = opened.name
         paging.add(
             name,
@@ -122,10 +124,11 @@ async def notifiers(context: Context, command: messages.QueryNotifiers) -> Answe
                 ino=opened.ino,
                 peer=registration.who,
                 pid=registration.caller.pid,
-                start=bound and bound[0],
-                end=bound and bound[1],
-                told=registration.events_sent,
-                waiting=opened.file.notifiers.waiting(registration),
+                start=pages and pages[0],
+                end=pages and pages[1],
+                effective=registration in listed,
+                events_sent=registration.events_sent,
+                waiting=listed.waiting(registration),
             ),
         )
         await paging.slices.give()

@@ -190,8 +190,8 @@ def _judge(
     """Under how many policies a client is right, and what it reads under the others."""
     got = [read(each) for each in seen if each is not None]
     wrong = sorted(Counter(what for what in got if what != expected).items())
-    told = ", ".join(what + f" {times}x" * (times > 1) for what, times in wrong)
-    return f"{got.count(expected)} of {len(got)}", told or "-"
+    text = ", ".join(what + f" {times}x" * (times > 1) for what, times in wrong)
+    return f"{got.count(expected)} of {len(got)}", text or "-"
 
 
 EXPERIMENT: Final = Experiment(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -68,7 +67,7 @@ class _Round:
             stack.callback(os.close, fd)
             file = stack.enter_context(bench.shim.file(fd))
             allocator = _Allocator(fd)
-            pool = stack.enter_context(ThreadPoolExecutor(1))
+            pool = parts.threads(stack, 1)
             running = pool.submit(allocator.run)
             allocator.go_on()
             self.freezes = freezes and _froze(file)

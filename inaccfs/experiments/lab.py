@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _GAP: Final = "  "
 
+# How long an event may be unanswered: experiments hold events while other threads work,
+# which may take long on a busy machine. An eviction would change what they find.
+_ACK_SECONDS: Final = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
@@ -117,7 +121,11 @@ class Lab:
 
     @contextmanager
     def bench(self, semantics: str, **options: Any) -> Iterator[Bench]:  # noqa: ANN401 - mounted()'s
-        """A mount for a with block; *options* are those of `mounted`."""
+        """A mount for a with block; *options* are those of `mounted`.
+
+        Unless they say another *ack_timeout*, it is so long that nobody is evicted.
+        """
+        options = {"ack_timeout": _ACK_SECONDS, **options}
         with (
             launch.mounted(semantics=semantics, **options) as mount,
             connect(mount.path) as shim,

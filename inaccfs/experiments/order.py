@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -60,7 +59,7 @@ class _Guest:
         self._other: Final = stack.enter_context(connect(bench.mount.path))
         file = stack.enter_context(self._other.file(self._fd))
         stack.enter_context(parts.listen(file, rules.scope, 1, 2, self._gate))
-        self._pool: Final = stack.enter_context(ThreadPoolExecutor(2))
+        self._pool: Final = parts.threads(stack, 2)
         # The action for each point of the hooks; it happens once.
         self._acts: Final[dict[str, Callable[[], object]]] = {}
         # Calls in other threads that may still run.

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import children, errnos
+from inaccfs.errors import InaccfsError
 from inaccfs.kvm import MemoryFaultExit
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.uapi import KVM_MEM_PRIVATE, PAGE_SHIFT
@@ -28,8 +31,9 @@ if TYPE_CHECKING:
     from inaccfs.kvm import VM, Vcpu
     from inaccfs.launch import Mount
 
-# Anything that takes longer counts as a hang.
-PATIENCE: Final = 30.0
+# Anything that takes longer counts as a hang. Only a deadlock does, however busy the
+# machine is.
+PATIENCE: Final = 60.0
 
 # Options of a mount with simulated frames, which are reused in a known order: the next
 # allocation gets the frame that was freed last.
@@ -41,10 +45,13 @@ SIMULATED: Final[dict[str, Any]] = {
 
 _VICTIM: Final = """
 import sys, inaccfs
-with inaccfs.connect(sys.argv[1]) as shim:
-    shim.file(int(sys.argv[2])).get_pfns(0, int(sys.argv[3]))
-    print("got", flush=True)
-    sys.stdin.read()
+try:
+    with inaccfs.connect(sys.argv[1]) as shim:
+        shim.file(int(sys.argv[2])).get_pfns(0, int(sys.argv[3]))
+        print("got", flush=True)
+        sys.stdin.read()
+except inaccfs.InaccfsError as exc:
+    print(exc)
 """
 
 
@@ -120,20 +127,42 @@ def kept(shim: Client) -> int:
 
 @contextmanager
 def victim(mount: Mount, fd: int, pages: int) -> Iterator[None]:
-    """Run a process that gets the first pages of a file; kill it after the block."""
+    """Run a process that gets the first pages of a file; kill it after the block.
+
+    Raises:
+        InaccfsError: it cannot start, or cannot connect.
+    """
     words = (str(word) for word in (mount.path, fd, pages))
-    with subprocess.Popen(
-        [sys.executable, "-c", _VICTIM, *words],
-        pass_fds=[fd],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
+    with children.starting("the process that is to be killed"):
+        started = subprocess.Popen(
+            [sys.executable, "-c", _VICTIM, *words],
+            pass_fds=[fd],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+    with started as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"got\n"
+            if (said := process.stdout.readline().decode().rstrip("\n")) != "got":
+                raise InaccfsError(f"the process that is to be killed: {said}")
             yield
         finally:
             children.kill(process)
+
+
+def threads(stack: ExitStack, count: int) -> ThreadPoolExecutor:
+    """A pool whose threads run from the beginning, until *stack* is closed.
+
+    They are for callbacks, in which the failure to start a thread is a traceback.
+    """
+    pool = stack.enter_context(ThreadPoolExecutor(count))
+    may_go_on = Event()
+    try:
+        for _ in range(count):
+            pool.submit(may_go_on.wait)
+    finally:
+        may_go_on.set()
+    return pool
 
 
 def frames(extents: Iterable[Extent]) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +12,7 @@ from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm import VM
 from inaccfs.kvm.uapi import PAGE_SIZE
-from inaccfs.semantics import V10
+from inaccfs.semantics import V10, load
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -55,7 +54,7 @@ class _World:
         self.puts: Final = rules.keeps_references
         self.fd: Final = parts.new_file(stack, self.shim, "file", _PAGES)
         self.neighbour: Final = parts.Neighbour(stack, self.shim, _PAGES)
-        self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))
+        self._pool: Final = parts.threads(stack, 1)
 
     def user(self) -> File:
         """A user with a notifier for all pages, on a separate connection."""
@@ -191,16 +190,22 @@ def _punch_own(world: _World) -> dict[str, object]:
     return {"a user that punches its own pages": outcome}
 
 
-# How long a locked page may delay a punch; in the kernel there is no limit.
-_PARTS: Final = ((10.0, (_share, _fault, _kill)), (1.0, (_forget, _punch_own)))
+# How long a locked page that nobody puts may delay a punch; in the kernel there is no
+# limit.
+_LOCKED: Final = {"ack_timeout": 1.0}
+
+# Whether users keep pages for ever in these parts.
+_PARTS: Final = ((False, (_share, _fault, _kill)), (True, (_forget, _punch_own)))
 
 
 def _run(lab: Lab) -> None:
     columns: list[dict[str, object]] = []
     for semantics in lab.semantics:
+        locks = load.load(semantics).locks_pages
         cells: dict[str, object] = {}
-        for seconds, some in _PARTS:
-            with lab.bench(semantics, ack_timeout=seconds, **parts.SIMULATED) as bench:
+        for keeps, some in _PARTS:
+            options = parts.SIMULATED | (_LOCKED if keeps and locks else {})
+            with lab.bench(semantics, **options) as bench:
                 for part in some:
                     with ExitStack() as stack:
                         cells |= part(_World(stack, bench))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
-from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE
+from inaccfs.kvm.invalidation import small_pages
+from inaccfs.kvm.uapi import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,10 +103,7 @@ class Area:
 
     def _iovas(self, start: int, end: int, *, in_bytes: bool) -> tuple[int, int] | None:
         """The iovas of an event's range; None if it does not concern the area."""
-        if in_bytes:
-            start, end = start >> PAGE_SHIFT, -(-end // PAGE_SIZE)
-        else:
-            start, end = start << self.backing.shift, end << self.backing.shift
+        start, end = small_pages(start, end, self.backing.shift, in_bytes=in_bytes)
         start, end = max(start, self.pgoff), min(end, self.pgoff + self.pages)
         if start >= end:
             return None

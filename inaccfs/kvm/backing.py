@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from inaccfs.kvm.shim import Shim, ShimExtent, ShimFile, ShimSemantics, WeakFile
     from inaccfs.kvm.sync import Sync
 
+# Pages of 4 KiB: no file has so many.
+_END: Final = 1 << 52
+
 
 class Frames(NamedTuple):
     """Where whole pages of the file are, in units of 4 KiB."""
@@ -168,9 +171,15 @@ class BackingFile:
     def attribute(self, pgoff: int) -> tuple[bool, int]:
         """Whether a page of 4 KiB is private, and the end of the pages that are alike.
 
-        kvm_gmem_is_private(): no lock is held, so it may be out of date at once.
+        kvm_gmem_is_private(): no lock is held, so it may be out of date at once. All is
+        shared once the file has been closed by all: the attributes vanish with it.
         """
-        found = self.file.query_memory_attribute(pgoff >> self.shift)
+        try:
+            found = self.file.query_memory_attribute(pgoff >> self.shift)
+        except OSError as exc:
+            if exc.errno != errno.EFAULT:
+                raise
+            return False, _END
         return found.private, (found.offset + found.count) << self.shift
 
     def convert(self, pgoff: int, pages: int, *, private: bool) -> None:

@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from inaccfs.kvm.sync import Lock, Sync
     from inaccfs.kvm.uapi import Spte
 
-# After this long a waiting fault retries, and so finds out if the daemon has died.
-_PATIENCE: Final = 1.0
-
 
 class Snapshot(NamedTuple):
     """The state at one moment."""
@@ -289,14 +286,9 @@ class Mmu:
     # --- installing -------------------------------------------------------------------
 
     def wait(self, start: int, end: int) -> None:
-        """Wait while an invalidation may concern these gfns. (KVM just faults again.)
-
-        The wait has a limit: a daemon that dies never ends what it has begun.
-        """
+        """Wait while an invalidation may concern these gfns; see `Invalidation`."""
         with self.lock:
-            self.changed.wait_for(
-                lambda: not self.invalidation.covers(start, end), _PATIENCE
-            )
+            self.invalidation.wait(self.changed, start, end)
 
     def level_locked(self, slot: MemorySlot, gfn: int, pfn: int, order: int) -> int:
         """The largest level at which *gfn* can be mapped. With mmu_lock.

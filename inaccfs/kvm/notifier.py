@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE
+from inaccfs.kvm.invalidation import small_pages
 
 if TYPE_CHECKING:
     from inaccfs.kvm.backing import BackingFile
@@ -81,11 +81,9 @@ class SlotNotifier:
 
     def _gfns(self, start: int, end: int) -> tuple[int, int] | None:
         """The gfns of an event's range; None if it does not concern the slot."""
-        if self._in_bytes:
-            start, end = start >> PAGE_SHIFT, -(-end // PAGE_SIZE)
-        else:
-            start, end = start << self._shift, end << self._shift
-        return self._slot.gfns(start, end)
+        return self._slot.gfns(
+            *small_pages(start, end, self._shift, in_bytes=self._in_bytes)
+        )
 
     def _invalidate(self, start: int, end: int, *more: Any) -> None:  # noqa: ANN401 - of the event
         """INVALIDATE, the only callback of v8: there the pages are removed already."""

@@ -127,7 +127,11 @@ def _write_proc_mem(_subject: Subject, address: int) -> str:
 
 def _ptrace(_subject: Subject, address: int) -> None:
     """Read the mapping of a traced child, which has it too."""
-    pid = fork()
+    try:
+        pid = fork()
+    except BlockingIOError:
+        # It would look like the errno of the call.
+        raise NotHere("no process") from None
     if pid == 0:
         try:
             syscalls.die_with_parent()

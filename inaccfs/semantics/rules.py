@@ -25,6 +25,9 @@ INVALIDATE_END: Final = "INVALIDATE_END"
 POPULATE: Final = "POPULATE"
 MEMORY_ERROR: Final = "MEMORY_ERROR"
 
+INVALIDATIONS: Final = (INVALIDATE, INVALIDATE_START, INVALIDATE_END)
+"""The events of an invalidation: pages are being removed or converted."""
+
 Size: TypeAlias = Literal["once", "fixed", "free"]
 PastEnd: TypeAlias = Literal["allocated", "refused"]
 OnInterrupt: TypeAlias = Literal["undone", "kept"]

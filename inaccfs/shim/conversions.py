@@ -16,7 +16,7 @@ from inaccfs.errors import PageError, PinnedError
 from inaccfs.semantics import refused
 from inaccfs.semantics.attributes import BOTH, PRIVATE, SHARED
 from inaccfs.shim import content
-from inaccfs.shim.order import Changed, drive_locked, in_order
+from inaccfs.shim.order import Changed, drive_locked, in_order, no_change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,12 +37,13 @@ async def convert(file: FileState, call: Conversion) -> None:
     Raises:
         OSError: EOPNOTSUPP where attributes are not kept in the file, or present pages
             cannot be converted; EINVAL for a range that is empty or ends past the end;
-            EPERM for a frozen file; ENOMEM for too many ranges; `PinnedError`, EAGAIN,
-            for pages with references.
+            EFAULT if all users have closed the file; EPERM for a frozen file; ENOMEM
+            for too many ranges; `PinnedError`, EAGAIN, for pages with references.
             In these cases nothing was converted, except as `atomicity` says.
     """
     began = monotonic_ns() if file.trace.listeners else 0
     try:
+        file.pages.check_open()
         _check(file, call)
         refusal = await _Running(file, began).run(call)
     except Exception as exc:
@@ -111,23 +112,36 @@ class _Running:
         """Convert all parts, one after the other; return why one was refused."""
         loop, notifiers = self._superblock.loop, self._file.notifiers
         async with notifiers.fixed():
-            with loop.shield():
-                await self._look(call)
-            # It may have been frozen while this waited for the lock.
-            self._file.check_frozen()
-            if self._is_done(call):
-                # The whole range has the attribute already: no event is sent.
-                return None
-            for part in self._parts(call):
-                await loop.check_cancelled()
-                self._part = part
-                steps = self._steps(part)
+            try:
+                return await self._run(call)
+            finally:
+                # Pages that get-pfn has found to have moved meanwhile.
                 with loop.shield():
-                    refusal = await drive_locked(
-                        steps, notifiers, self._change, cause=self._began
-                    )
-                if refusal is not None:
-                    return refusal
+                    moved = self._file.pages.moved.steps()
+                    await drive_locked(moved, notifiers, no_change)
+
+    async def _run(self, call: Conversion) -> Exception | None:
+        """`run`, with the notifier list locked."""
+        loop = self._superblock.loop
+        with loop.shield():
+            await self._look(call)
+        # It may have been frozen while this waited for the lock.
+        self._file.check_frozen()
+        if self._is_done(call):
+            # The whole range has the attribute already: no event is sent.
+            return None
+        for part in self._parts(call):
+            await loop.check_cancelled()
+            self._part = part
+            with loop.shield():
+                refusal = await drive_locked(
+                    self._steps(part),
+                    self._file.notifiers,
+                    self._change,
+                    cause=self._began,
+                )
+            if refusal is not None:
+                return refusal
         return None
 
     async def _look(self, call: Conversion) -> None:

@@ -40,13 +40,13 @@ class FetchedPages:
     __slots__ = (
         "_attributes",
         "_locks",
-        "_moved",
         "_notifiers",
         "_page_size",
         "_poisoned",
         "_superblock",
         "_turn",
         "memory",
+        "moved",
     )
 
     def __init__(
@@ -65,7 +65,7 @@ class FetchedPages:
         self._superblock: Final = superblock
         # The fetched pages; None until the first one is fetched.
         self.memory: Memory | None = None
-        self._moved: Final = Moved(superblock, notifiers, self._kinds)
+        self.moved: Final = Moved(superblock, notifiers, self._kinds)
         # None where get-pfn leaves pages unlocked.
         self._locks: Final = (
             PageLocks(self._holders, superblock.ack_seconds, superblock.loop)
@@ -130,12 +130,12 @@ class FetchedPages:
             settle=settle,
             kinds=self._kinds,
         )
-        yield from self._moved.steps()
+        yield from self.moved.steps()
         return refusal
 
     def _settle(self, whole: tuple[int, int], changed: Changed) -> None:
         """Record the result of a change that was to punch the pages *whole*."""
-        self._moved.note(changed.punched.moved)
+        self.moved.note(changed.punched.moved)
         if changed.refusal is None:
             self._poisoned.heal(*whole)
 
@@ -206,7 +206,7 @@ class FetchedPages:
 
     async def tell_moved(self, moved: Sequence[Extent]) -> None:
         """See `Moved.tell`."""
-        await self._moved.tell(moved)
+        await self.moved.tell(moved)
 
 
 def _refuse(page: int | None) -> None:

@@ -17,6 +17,7 @@ from inaccfs.shim.order import Changed, drive, in_order
 
 if TYPE_CHECKING:
     from inaccfs.shim.filestate import FileState
+    from inaccfs.shim.order import Steps
 
 
 async def migrate(file: FileState, start: int, end: int) -> None:
@@ -44,16 +45,22 @@ async def migrate(file: FileState, start: int, end: int) -> None:
     async def change() -> Changed:
         await file.turn.wait()
         memory = file.pages.memory
-        page = await file.pages.find_reference(start, end)
+        # Do not await from here on: get-pfn may take references at any time.
+        page = file.pages.first_referenced(start, end)
         if page is not None:
             raise PinnedError(errno.EAGAIN, f"page {page} has references", page)
         if memory is not None:
             memory.record(Punched([], memory.frames.move(start, end)))
         return Changed()
 
-    kinds = partial(superblock.kinds, file.attributes)
-    steps = in_order(superblock.plans[Kind.PUNCH], start, end, kinds=kinds)
+    def steps() -> Steps:
+        plan = superblock.plans[Kind.PUNCH]
+        kinds = partial(superblock.kinds, file.attributes)
+        refusal = yield from in_order(plan, start, end, kinds=kinds)
+        yield from file.pages.moved.steps()
+        return refusal
+
     with superblock.loop.shield():
-        refusal = await drive(steps, file.notifiers, change, whole_call=True)
+        refusal = await drive(steps(), file.notifiers, change, whole_call=True)
     if refusal is not None:
         raise refusal

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from inaccfs.semantics.rules import INVALIDATIONS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,6 +25,11 @@ class Notice(NamedTuple):
     kinds: Kinds | None = None
     # The start and end of the pages to zap, if these are fewer than the event's.
     zaps: tuple[int, int] | None = None
+
+    @property
+    def invalidates(self) -> bool:
+        """Whether it is of an invalidation, and not of populated or poisoned pages."""
+        return self.event in INVALIDATIONS
 
 
 class Notifier(Protocol):

@@ -94,16 +94,19 @@ class Notifiers:
     def __len__(self) -> int:
         return len(self._registered)
 
+    def __contains__(self, notifier: Notifier) -> bool:
+        return notifier in self._registered
+
     def __iter__(self) -> Iterator[Notifier]:
         return iter(self._registered)
 
     def waiting(self, notifier: Notifier) -> int | None:
-        """The sequence of the event that *notifier* has got and not answered yet."""
-        return self._sequence if self._awaited.get(notifier) else None
+        """The sequence of the event that *notifier* has not answered yet.
 
-    def bound(self, notifier: Notifier) -> tuple[int, int] | None:
-        """The pages that *notifier* is bound to; None if it is the whole file."""
-        return self._registered.get(notifier)
+        It may not have been sent to *notifier* yet: from the first that gets it on, all
+        are waited for.
+        """
+        return self._sequence if notifier in self._awaited else None
 
     @property
     def invalidating(self) -> tuple[int, int] | None:
@@ -112,8 +115,8 @@ class Notifiers:
         It lasts from its first event to the last answer; if the list is locked for the
         whole call, it lasts from the start to the end of the bracket.
         """
-        event, start, end = self._notice[:3]
-        return (start, end) if event.startswith("INVALIDATE") else None
+        notice = self._notice
+        return (notice.start, notice.end) if notice.invalidates else None
 
     def cover(self, start: int, end: int) -> bool:
         """Whether notifiers are bound to each page from *start* to *end*."""
@@ -259,7 +262,6 @@ class Notifiers:
     def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
         """Expect answers of *targets*; returns the sequence of the event."""
         self._trace.counters.invalidations += 1
-        self._trace.counters.events += len(targets)
         self._then = then
         self._awaited = dict.fromkeys(targets, 0)
         self._sequence += 1
@@ -273,6 +275,7 @@ class Notifiers:
                 return
             # Without listeners, any number except 0.
             self._awaited[notifier] = self._trace.now() or 1
+        self._trace.counters.events += 1
         if self._trace.listeners:
             # Trace it before it is sent: it may be answered at once.
             event, start, end = notice[:3]
@@ -333,10 +336,8 @@ class Notifiers:
 
     async def announce(self, notice: Notice) -> None:
         """Send an event that needs no answer."""
-        targets = self._concerned(notice.start, notice.end)
-        self._trace.counters.events += len(targets)
         slices = Slices(self._loop)
-        for notifier in targets:
+        for notifier in self._concerned(notice.start, notice.end):
             if notifier in self._registered and notifier not in self._leaving:
                 self._send(notifier, notice, None)
             await slices.give()

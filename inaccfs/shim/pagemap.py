@@ -170,6 +170,11 @@ class PagemapFrames:
             "real frames do not move on demand: mount with --pfn-source simulated",
         )
 
+    def reach(self, start: int, end: int) -> tuple[int, int]:
+        # The kernel may allocate a huge folio for a page. It never kills a process for
+        # that: mem_cgroup_oom() of mm/memcontrol.c skips orders above 3.
+        return start, end
+
     def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         moved: list[Extent] = []
         pieces = self._buffers.pieces(start, end)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.shim.fetch import (
     INLINE_FETCH_BYTES,
+    allocated_with,
     check_end,
     fetch,
     fetch_now,
@@ -164,14 +165,13 @@ class Pages(FetchedPages):
             known = self.memory.frames.known(start, end)
             if known is not None:
                 return Fetched(self._got(self.memory, holder, known, most), [])
-        length = (end - start) * self._page_size
-        if (
-            self._turn.taken
-            or length > INLINE_FETCH_BYTES
-            or not self._superblock.headroom.allows(length)
-        ):
+        superblock = self._superblock
+        if self._turn.taken or (end - start) * self._page_size > INLINE_FETCH_BYTES:
             return None
         memory = self._memory_of(start, end)
+        low, high = allocated_with(superblock, memory.frames, start, end)
+        if not superblock.headroom.allows((high - low) * self._page_size):
+            return None
         try:
             extents, moved = fetch_now(
                 self._superblock, memory, start, end, frozen=self._frozen
@@ -290,7 +290,7 @@ class Pages(FetchedPages):
             self._superblock,
             self._turn,
             self._notifiers,
-            self._moved,
+            self.moved,
             self._poisoned,
             self._memory_of,
             self._kinds,

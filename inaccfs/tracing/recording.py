@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs import streams
 from inaccfs.control.outlet import Outlet
 from inaccfs.control.tracing import Tracing, encoded
-from inaccfs.errors import MountError
+from inaccfs.errors import MountError, not_started
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +61,8 @@ class Recording:
                     env=environment,
                 )
             except OSError as exc:
-                raise MountError(f"cannot start the recorder: {exc.strerror}") from exc
+                reason = not_started(exc) or exc.strerror
+                raise MountError(f"cannot start the recorder: {reason}") from exc
             undo.pop_all()
         self._outlet: Final = Outlet(self._ours)
         self._tracing: Tracing | None = None

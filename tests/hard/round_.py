@@ -48,6 +48,10 @@ class Connection:
         message: dict[str, Any] = json.loads(line)
         return message
 
+    def has_message(self) -> bool:
+        """Whether one was read with an earlier one: then the socket has no data."""
+        return b"\n" in self._read
+
     def send(self, command: str, /, *fds: int, **arguments: object) -> None:
         message = {"execute": command, "arguments": arguments, "id": command}
         data = json.dumps(message).encode() + b"\n"
@@ -186,8 +190,8 @@ def _punched(peer: Connection, directory: str, first: int, pages: int) -> None:
     pidfd = os.pidfd_open(child)
     try:
         while True:
-            ready, _, _ = select.select([pidfd, peer.socket.fileno()], [], [])
-            if peer.socket.fileno() in ready:
+            readers = [pidfd, peer.socket.fileno()]
+            if peer.has_message() or readers[1] in select.select(readers, [], [])[0]:
                 peer.answer_one()
             else:
                 break

@@ -13,7 +13,7 @@ import pytest
 
 from tests.hard.budget import times
 from tests.hard.census import Census, settle
-from tests.hard.daemons import actor
+from tests.hard.daemons import actor, running
 from tests.mount import raw, support
 from tests.mount.peers import Peer, peer
 from tests.mount.support import MIB, PAGE, new_file
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from inaccfs import Mount
     from tests.hard.census import Ground
+    from tests.hard.daemons import Daemon
 
 pytestmark = pytest.mark.fuse
 
@@ -82,7 +82,7 @@ def fetch(shim: Peer, first: int, count: int) -> list[dict[str, Any]]:
     return found
 
 
-def punch_with_all(mount: Mount, peers: list[Peer], first: int) -> None:
+def punch_with_all(mount: Daemon, peers: list[Peer], first: int) -> None:
     """A punch; every peer gets the event and answers it."""
     with actor(
         "punch", mount.path / "guest", str(first * PAGE), str(8 * PAGE)
@@ -102,6 +102,20 @@ def punch_with_all(mount: Mount, peers: list[Peer], first: int) -> None:
         assert punch.hear() == "ok"
 
 
+@contextmanager
+def loaded(ground: Ground, point: Path, *options: str) -> Iterator[Daemon]:
+    """A daemon without idle threads, which must end well."""
+    with ExitStack() as stack:
+        with running(
+            ground, point, *options, module="tests.hard.lean_daemon"
+        ) as daemon:
+            # The log is open because its name is removed with the mount.
+            log = stack.enter_context(daemon.log.open(errors="replace"))
+            yield daemon
+        assert daemon.process.returncode == 0
+        support.assert_clean(log.read())
+
+
 @pytest.mark.parametrize("source", ["simulated", "auto"])
 def test_a_load_leaves_nothing(
     ground: Ground,
@@ -109,34 +123,32 @@ def test_a_load_leaves_nothing(
     source: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    with support.mounted(
-        point, size="512m", pfn_source=source, ack_timeout=600
-    ) as mount:
-        ground.remember(point)
+    options = ("--size=512m", "--pfn-source", source, "--ack-timeout=600")
+    with loaded(ground, point, *options) as daemon:
         new_file(point / "asked", PAGE)
-        with peer(mount.control) as shim:
+        with peer(daemon.control) as shim:
             shim.do("query-status")
-        before = Census.calm(mount.pid, point)
+        before = Census.calm(daemon.pid, point)
         latency = Latency(point / "asked")
         with latency.measured():
-            _load(mount)
+            _load(daemon)
         record_property("latency", str(latency))
         print(f"{PEERS} peers, {FILES} files, {REFERENCES} references: {latency}")
         assert max(latency.seconds) < STAT_SECONDS, str(latency)
-        with peer(mount.control) as shim:
+        with peer(daemon.control) as shim:
             support.ask_until(lambda: shim.do("query-stats")["peers"] == 1)
             stats = shim.do("query-stats")
         for name in ("references", "fetched", "notifiers", "evictions"):
             assert stats[name] == 0, stats
-        settle_to(before, mount)
+        settle_to(before, daemon)
 
 
-def settle_to(before: Census, mount: Mount) -> None:
+def settle_to(before: Census, daemon: Daemon) -> None:
     """Wait until no resource is above its count *before*."""
-    settle(lambda: Census.of(mount.pid, mount.path).more_than(before), {}, "left")
+    settle(lambda: Census.of(daemon.pid, daemon.path).more_than(before), {}, "left")
 
 
-def _load(mount: Mount) -> None:
+def _load(mount: Daemon) -> None:
     guest = new_file(mount.path / "guest", PAGES * PAGE)
     os.mkdir(mount.path / "many")
     for number in range(FILES):
@@ -185,18 +197,18 @@ def len_of(extents: list[dict[str, Any]]) -> int:
 
 def test_peers_that_come_and_go(ground: Ground, point: Path) -> None:
     """Each peer has an fd, a notifier and references that it does not put."""
-    with support.mounted(point, pfn_source="simulated") as mount:
+    with loaded(ground, point, "--pfn-source", "simulated") as daemon:
         guest = new_file(point / "guest", MIB)
-        with peer(mount.control) as shim:
+        with peer(daemon.control) as shim:
             shim.do("query-status")
-        before = Census.calm(mount.pid, point)
+        before = Census.calm(daemon.pid, point)
         with support.opened(guest) as fd:
             for _ in range(times(100)):
-                with peer(mount.control) as shim:
+                with peer(daemon.control) as shim:
                     assert shim.do("getfd", fd, fdname="mine") == {}
                     assert "notifier" in shim.do("register-notifier", file="mine")
                     assert "extents" in shim.do(
                         "get-pfn", file="mine", offset=0, count=MIB // PAGE
                     )
             raw.punch(fd, 0, MIB)
-        settle_to(before, mount)
+        settle_to(before, daemon)

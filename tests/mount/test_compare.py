@@ -6,18 +6,19 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import pytest
 
 from inaccfs.cli import main
+from tests.mount import support
 from tests.mount.support import (
     ENVIRONMENT,
     PATIENCE,
     TOP,
     ask_until,
-    inaccfs_command,
     wait_for_exit,
 )
 
@@ -161,7 +162,10 @@ def test_a_script_that_hangs_ends_with_the_comparison(
                 signal.pause()
         """)
     )
-    command = inaccfs_command("compare", script, *TWO)
+    program = support.program(
+        "from inaccfs.cli import compare; compare._ENDING_SECONDS = 0.1"
+    )
+    command = [sys.executable, "-c", program, "compare", str(script), *TWO]
     with subprocess.Popen(command, env=ENVIRONMENT) as comparing:
         try:
             ask_until(lambda: pids.exists() or comparing.poll() is not None)

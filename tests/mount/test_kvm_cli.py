@@ -331,9 +331,9 @@ def test_a_bar_on_a_terminal(mount: Mount) -> None:
     [
         (("--seconds", "0"), "'0' is not a number of seconds"),
         (("--seconds", "long"), "'long' is not a number of seconds"),
-        (("--vcpus", "0"), "'0': give 1 or more"),
-        (("--punchers", "-1"), "'-1': give 0 or more"),
-        (("--seed", "x"), "'x': give 0 or more"),
+        (("--vcpus", "0"), "'0' is not a whole number from 1 to 256"),
+        (("--punchers", "-1"), "'-1' is not a whole number from 0 to 256"),
+        (("--seed", "x"), "'x' is not a whole number from 0 to "),
     ],
 )
 def test_numbers_are_checked(option: tuple[str, str], expected: str) -> None:

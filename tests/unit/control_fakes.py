@@ -161,6 +161,9 @@ class FakeFrames:
         self.moves = {}
         return moved
 
+    def reach(self, start: int, end: int) -> tuple[int, int]:
+        return start, end
+
     def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         if self.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -311,7 +311,7 @@ async def test_everything_else_goes_on_while_a_punch_waits(control: Control) -> 
             assert (await witness.do("get-pfn", file="/guest", offset=0))["order"] == 0
             assert "pfn" in await peer.do("get-pfn", file="/guest", offset=5)
             (row,) = await witness.do("query-notifiers")
-            assert (row["told"], row["waiting"]) == (1, event["sequence"])
+            assert (row["events_sent"], row["waiting"]) == (1, event["sequence"])
             await peer.acknowledge(event)
 
 
@@ -326,9 +326,15 @@ async def test_register_waits_for_the_end_of_an_invalidation(control: Control) -
             await trio.testing.wait_all_tasks_blocked()
             assert node.file is not None
             assert len(node.file.notifiers) == 1
+            rows = await peer.do("query-notifiers")
+            assert [(row["start"], row["effective"]) for row in rows] == [
+                (None, True),
+                (None, False),
+            ]
             await peer.acknowledge(event)
         assert "notifier" in (await late.answer())["return"]
         assert "qemu" in (await late.answer())["return"]
+        assert all(row["effective"] for row in await peer.do("query-notifiers"))
 
 
 async def test_a_callback_can_unregister_its_own_notifier(control: Control) -> None:
@@ -673,6 +679,29 @@ async def test_a_file_that_is_closed_while_files_are_listed_is_not_listed(
     assert info["ino"] == kept.ino
 
 
+async def test_a_notifier_that_leaves_while_notifiers_are_listed_is_not_listed(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tasks run between two notifiers of a long list."""
+    async with (
+        notified(control) as (_, [(_, kept)]),
+        control.peer() as leaving,
+        control.peer() as witness,
+    ):
+        await leaving.do("register-notifier", file="/guest")
+        server, turns = control.server, itertools.count()
+        ((_, session),) = list(server.peers.items())[-2:-1]
+
+        async def give(slices: Slices) -> None:
+            # Both have been seen, and the first has been described.
+            if next(turns) == 2:
+                await session._notifying.close(slices)
+
+        monkeypatch.setattr(Slices, "give", give)
+        (row,) = await witness.do("query-notifiers")
+    assert row["notifier"] == kept
+
+
 async def test_a_reference_keeps_an_unlinked_file(control: Control) -> None:
     node = control.make("guest", 8)
     fd = control.backing_fd(node)
@@ -763,7 +792,7 @@ async def test_referenced_pages_are_limited(scratch: Path, backing: Backing) -> 
         control.make("guest", 8)
         await peer.do("get-pfn", file="/guest", offset=0, count=3)
         said = await peer.do("get-pfn", file="/guest", offset=0, count=2)
-        assert said.startswith("EDQUOT: 3 pages are referenced and 2 more")
+        assert said.startswith("EDQUOT: 3 pages are got or pinned and 2 more")
         assert "--limit pages=N" in said
         await peer.do("put-pfn", file="/guest", pfn=BASE)
         assert "extents" in await peer.do("get-pfn", file="/guest", offset=0, count=2)

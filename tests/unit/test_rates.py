@@ -93,7 +93,8 @@ def waiting(number: int) -> NotifierInfo:
         pid=8,
         start=None,
         end=None,
-        told=1,
+        effective=True,
+        events_sent=1,
         waiting=1,
     )
 

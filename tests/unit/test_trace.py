@@ -15,6 +15,7 @@ import trio.testing
 from inaccfs.semantics import V8, V9, V10, GuestMemfd
 from inaccfs.semantics.rules import INVALIDATE, INVALIDATE_END, INVALIDATE_START
 from inaccfs.shim.call import Begun, Call
+from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE
 from tests.unit.fakes import fallocate, refused
@@ -255,3 +256,22 @@ async def test_the_counters_agree_with_the_trace() -> None:
     assert counters.events == number("event") == 2
     assert counters.punches == number("punch") == 1
     assert counters.fallocates == number("punch", "allocate") == 2
+
+
+async def test_references_that_were_put_before_a_peer_went_count() -> None:
+    """Many are put in steps, and the peer may disconnect in between."""
+    world, holder = world_of(V8()), Holder()
+    counters = world.file.superblock.trace.counters
+    await world.get(holder, 0, 2 * PAGES_A_STEP)
+    memory = world.file.pages.memory
+    assert memory is not None
+    all_of_them = memory.references_count
+    with traced(world) as found:
+        for _ in memory.put_all(holder, [(BASE, 2 * PAGES_A_STEP)]):
+            if memory.references_count < all_of_them:
+                break
+    assert counters.pages_put == PAGES_A_STEP
+    assert memory.references_count == all_of_them - PAGES_A_STEP
+    assert [(one.what, one.start, one.end) for one in found] == [
+        ("put", BASE * PAGE, (BASE + PAGES_A_STEP) * PAGE)
+    ]

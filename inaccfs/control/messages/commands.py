@@ -109,8 +109,9 @@ class GetFd(Command, frozen=True, kw_only=True):
 
     A `weak` name does not keep the file open, and neither do notifiers that are
     registered by it: when all others have closed a file without a name in the file
-    system, its notifiers get the events of a punch of the whole file, and get-pfn is
-    EFAULT from then on. Its memory stays until the weak names are closed, too.
+    system, its notifiers get the events of a punch of the whole file, and get-pfn and
+    commands about its attributes are EFAULT from then on. Its memory stays until the
+    weak names are closed, too.
     """
 
     name: ClassVar[str] = "getfd"

@@ -27,11 +27,12 @@ class SetMemoryAttributes(Command, frozen=True, kw_only=True):
 
     Every process that has the file open may use it. If the whole range already has the
     attribute, no event is sent. EINVAL past the end; EPERM for a frozen file;
-    EOPNOTSUPP in semantics that keep attributes per VM, or nowhere; ENOMEM if the file
-    would have more than a million ranges. A conversion to private is EAGAIN if a page
-    has references, and `error.offset` is that page. Nothing is converted then, except
-    in semantics that convert one huge page after the other: there the huge pages before
-    `error.offset` are. There a conversion ends early, too, if the peer disconnects.
+    EOPNOTSUPP in semantics that keep attributes per VM, or nowhere; EFAULT if all users
+    have closed the file; ENOMEM if the file would have more than a million ranges. A
+    conversion to private is EAGAIN if a page has references, and `error.offset` is that
+    page. Nothing is converted then, except in semantics that convert one huge page
+    after the other: there the huge pages before `error.offset` are. There a conversion
+    ends early, too, if the peer disconnects.
     """
 
     name: ClassVar[str] = "set-memory-attributes"
@@ -47,7 +48,8 @@ class QueryMemoryAttributes(Command, frozen=True, kw_only=True):
 
     Adjacent pages with the same attribute are one range. If there are more than 1000,
     the reply has `next` beside `return`. In semantics that do not keep attributes in
-    the file, there is one range with the initial attribute.
+    the file, there is one range with the initial attribute. EFAULT if all users have
+    closed the file (see `getfd`): the attributes vanish with it.
     """
 
     name: ClassVar[str] = "query-memory-attributes"

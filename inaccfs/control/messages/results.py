@@ -139,7 +139,7 @@ class Data(Result, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One registered notifier."""
+    """One notifier, registered for a file or bound to a range of one."""
 
     # Its number.
     notifier: int
@@ -151,13 +151,17 @@ class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     peer: int
     # The peer's process at the time of connect(2).
     pid: int
-    # The first page that it is bound to; null if it is registered for the file.
+    # The first page of the range of its bind; null if it is for the whole file.
     start: int | None
     # The page after the last.
     end: int | None
+    # Whether it gets events: not before commit-bind, if bind has only prepared it, and
+    # not while its command waits for an invalidation.
+    effective: bool
     # How many events it has been sent.
-    told: int
-    # The sequence of the event that it has not answered yet.
+    events_sent: int
+    # The sequence of the event that it has not answered yet, or that is still to be
+    # sent to it.
     waiting: int | None
 
 

@@ -134,15 +134,17 @@ def find_qemu() -> str:
 
 def _emulate(arguments: list[str], limit: float) -> str:
     """Run QEMU until it ends; returns what it printed."""
-    with subprocess.Popen(
-        [find_qemu(), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        preexec_fn=syscalls.die_with_parent,
-    ) as process:
+    with children.starting("QEMU", LiveError):
+        started = subprocess.Popen(
+            [find_qemu(), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            preexec_fn=syscalls.die_with_parent,
+        )
+    with started as process:
         try:
             _, said = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:

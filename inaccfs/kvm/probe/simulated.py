@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import launch
 from inaccfs.client import MFD_INACCESSIBLE, connect
-from inaccfs.kvm.cpu import Cpu, GuestUnavailableError
+from inaccfs.kvm.cpu import Cpu, GuestUnavailableError, check_available
 from inaccfs.kvm.cpubase import GuestLimitError
 from inaccfs.kvm.probe import assembler
 from inaccfs.kvm.probe.protocol import U64, AbsentError, OtherExit
@@ -277,6 +277,9 @@ def opponent(semantics: str | None = None) -> Iterator[Opponent]:
     """
     # Frames of order 0, as guest_memfd has them. A user who may not read pagemap would
     # get larger ones, and touching a page would allocate its neighbours.
+    with suppress(GuestUnavailableError):
+        # Loaded once here, and not in the child process of each row.
+        check_available()
     with launch.mounted(
         semantics=semantics,
         pfn_source="simulated",
