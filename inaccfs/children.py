@@ -77,12 +77,16 @@ def wait_readable(fd: int, seconds: float | None = None) -> bool:
 def end(process: subprocess.Popen[Any], seconds: float) -> None:
     """End a child by SIGTERM, and wait for it; kill it if it hangs after *seconds*.
 
-    Its `returncode` is None if it hangs in the kernel. Call it in exception handlers:
-    after a KeyboardInterrupt Popen's with block does not wait.
+    One that ignores SIGTERM is killed at once: nothing else tells it to end. Its
+    `returncode` is None if it hangs in the kernel. Call it in exception handlers: after
+    a KeyboardInterrupt Popen's with block does not wait.
     """
     process.terminate()
     # A stopped process does not see SIGTERM.
     process.send_signal(signal.SIGCONT)
+    if _ignores(process.pid, signal.SIGTERM):
+        kill(process)
+        return
     deadline = time.monotonic() + _BUSY_SECONDS
     idle = 0
     while idle < _LOOKS and time.monotonic() < deadline:
@@ -90,7 +94,7 @@ def end(process: subprocess.Popen[Any], seconds: float) -> None:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             # It may have little CPU time, or much memory to free.
-            idle = 0 if state(process.pid) == "R" else idle + 1
+            idle = 0 if _is_running(process.pid) else idle + 1
             seconds = _LOOK_SECONDS
         else:
             return
@@ -104,10 +108,30 @@ def kill(process: subprocess.Popen[Any]) -> None:
         process.wait(_KILLED_SECONDS)
 
 
-def state(pid: int) -> str:
-    """The letter of a process's state in proc_pid_stat(5); "" if it has ended.
+def _ignores(pid: int, number: int) -> bool:
+    """Whether a process ignores a signal; false if it has ended."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
+            ignored = next(line for line in lines if line.startswith("SigIgn:"))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return bool(int(ignored.split()[1], 16) >> (number - 1) & 1)
 
-    It is "" also where /proc is mounted with hidepid and hides the process.
+
+def _is_running(pid: int) -> bool:
+    """Whether a process is runnable, and does not wait."""
+    return _state(pid) == "R"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal or a debugger has stopped a process."""
+    return _state(pid) in ("T", "t")
+
+
+def _state(pid: int) -> str:
+    """The letter of a process's state in proc_pid_stat(5).
+
+    It is "" if the process has ended, or if /proc is mounted with hidepid and hides it.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -173,10 +173,6 @@ class _Daemon:
             raise
         return connection
 
-    def is_stopped(self) -> bool:
-        """Whether a signal or a debugger has stopped the process."""
-        return children.state(self.pid) in ("T", "t")
-
     def has_ended(self, seconds: float) -> bool:
         """Wait until the process has ended; False if it has not in time."""
         return children.wait_readable(self._fd, seconds)
@@ -321,7 +317,7 @@ def _end_silent(found: MountInfo) -> str | None:
         with daemon:
             # One that is stopped neither ends nor serves. One that answers is another
             # mount's, in another mount namespace.
-            if daemon.is_stopped() or not (
+            if children.is_stopped(daemon.pid) or not (
                 daemon.has_ended(_ENDING_SECONDS) or daemon.serves()
             ):
                 message += (

@@ -15,7 +15,6 @@ from inaccfs.experiments import chart, parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8
-from inaccfs.syscalls import PUNCH, fallocate
 
 if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
@@ -129,7 +128,7 @@ def _measure(bench: Bench, *, binds: bool, aliases: bool = False) -> list[_Taken
 def _punch(fd: int) -> float:
     """The time of a punch in µs. The page is a hole, so no memory is freed."""
     start = time.perf_counter_ns()
-    fallocate(fd, PUNCH, 0, PAGE_SIZE)
+    parts.punch(fd, 1)
     return (time.perf_counter_ns() - start) / 1e3
 
 

@@ -49,7 +49,7 @@ def _beside(bench: Bench, learns: Learns) -> str:
         try:
             iommu.map_file(fd, 0, PAGE_SIZE)
         except OSError as exc:
-            return errnos.NAMES[exc.errno or 0]
+            return errnos.name(exc.errno)
         return "yes"
 
 
@@ -79,7 +79,7 @@ def _after(
             else:
                 punch(fd, 1)
         except OSError as exc:
-            change = errnos.NAMES[exc.errno or 0]
+            change = errnos.name(exc.errno)
         then = _NAMES[device.read(0, 4)]
         iommu.restore()
         again = _NAMES[device.read(0, 4)]

@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from inaccfs.errnos import NAMES
+from inaccfs import errnos
+from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import Bind, refused
@@ -180,12 +181,12 @@ def _outcome(shim: Client, step: _Step) -> str:
     with ExitStack() as undo:
         fd = shim.memfd_create("subject", size=_SIZE)
         undo.callback(os.close, fd)
-        fallocate(fd, _KEEP, PAGE_SIZE, PAGE_SIZE)
+        parts.allocate(fd, 1, 1)
         file = undo.enter_context(shim.file(fd))
         try:
             step(_Subject(fd, file, shim.query_semantics(), undo))
         except OSError as exc:
-            return NAMES[exc.errno or 0]
+            return errnos.name(exc.errno)
         except _AbsentError:
             return "-"
         return "ok"

@@ -9,9 +9,7 @@ from inaccfs import errnos
 from inaccfs.client import connect
 from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
-from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import GuestMemfd72
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,9 +80,9 @@ class _Move:
     def punch(self) -> str:
         """Punch the last page, and allocate it again; which VM got the event?"""
         counts = self.old.events, self.new.events
-        last = (_PAGES - 1) * PAGE_SIZE
-        fallocate(self.fd, PUNCH, last, PAGE_SIZE)
-        fallocate(self.fd, FALLOC_FL_KEEP_SIZE, last, PAGE_SIZE)
+        last = _PAGES - 1
+        parts.punch(self.fd, 1, last)
+        parts.allocate(self.fd, 1, last)
         vms = (("old", self.old), ("new", self.new))
         heard = [
             name
@@ -148,7 +146,7 @@ def _way(bench: Bench, way: Callable[[_Move], list[str]]) -> list[str]:
         try:
             return ["ok", *way(_Move(stack, bench))]
         except OSError as exc:
-            return [errnos.NAMES[exc.errno or 0], "-", "-", "-"]
+            return [errnos.name(exc.errno), "-", "-", "-"]
 
 
 def _run(lab: Lab) -> None:

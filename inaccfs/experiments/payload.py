@@ -66,10 +66,10 @@ class _User:
         """Get all pages; KVM keeps no reference to what it maps."""
         self.notifier: Notifier = parts.listen(
             self.file,
+            self.rules,
             0,
             _PAGES,
             self._invalidate,
-            by_range=self.rules.by_range,
             with_frames=True,
         )
         for page in range(_PAGES):

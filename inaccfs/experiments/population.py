@@ -183,7 +183,7 @@ def _fill(way: Way, vmm: _Vmm, middle: Callable[[], object] | None = None) -> st
         way.end()
     except OSError as exc:
         vmm.count()
-        return f"{errnos.NAMES[exc.errno or 0]}, {at}"
+        return f"{errnos.name(exc.errno)}, {at}"
     return "ok"
 
 

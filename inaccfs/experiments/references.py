@@ -49,7 +49,7 @@ class _World:
         self.bench: Final = bench
         self.shim: Final = bench.shim
         rules = self.shim.query_semantics()
-        self._by_range: Final = rules.by_range
+        self._rules: Final = rules
         self.locks: Final = rules.locks_pages
         self.puts: Final = rules.keeps_references
         self.fd: Final = parts.new_file(stack, self.shim, "file", _PAGES)
@@ -61,7 +61,7 @@ class _World:
         shim = self._stack.enter_context(connect(self.bench.mount.path))
         file = self._stack.enter_context(shim.file(self.fd))
         # Never unregister it: a user that was disconnected could not do so.
-        parts.listen(file, 0, _PAGES, lambda *_: None, by_range=self._by_range)
+        parts.listen(file, self._rules, 0, _PAGES, lambda *_: None)
         return file
 
     def punch(self) -> None:

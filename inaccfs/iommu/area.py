@@ -84,22 +84,15 @@ class Area:
             if (iovas := self._iovas(first, last, in_bytes=in_bytes)) is not None:
                 callback(self, *iovas, kinds)
 
-        kinds = semantics.in_place
-        error = partial(heard, invalidate)
-        with self.backing.named() as file:
-            register = file.register_notifier
-            if semantics.by_range:
-                shift = self.backing.shift
-                last = -(-(self.pgoff + self.pages) >> shift)
-                register = partial(file.bind, self.pgoff >> shift, last)
-            bracket = "INVALIDATE_START" in semantics.events
-            self.notifier = register(
-                partial(heard, invalidate),
-                invalidate_start=partial(heard, start) if bracket else None,
-                invalidate_end=partial(heard, end) if bracket else None,
-                error=error if "MEMORY_ERROR" in semantics.events else None,
-                with_kinds=kinds,
-            )
+        self.notifier = self.backing.listen(
+            semantics,
+            self.pgoff,
+            self.pages,
+            invalidate=partial(heard, invalidate),
+            start=partial(heard, start),
+            end=partial(heard, end),
+            with_kinds=semantics.in_place,
+        )
 
     def _iovas(self, start: int, end: int, *, in_bytes: bool) -> tuple[int, int] | None:
         """The iovas of an event's range; None if it does not concern the area."""

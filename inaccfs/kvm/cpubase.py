@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from inaccfs.deferring import Deferred
 from inaccfs.errors import InaccfsError
 from inaccfs.kvm import emulation
-from inaccfs.kvm.probe.protocol import (
-    MemoryFault,
-    MmioRead,
-    MmioWrite,
-    OtherExit,
-)
+from inaccfs.kvm.probe.protocol import MemoryFault, MmioRead, MmioWrite, OtherExit
 from inaccfs.kvm.uapi import PAGE_SIZE, MemoryFaultExit, MmioExit
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from inaccfs.kvm.probe.protocol import (
     PortOut,
 )
 from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE, MmioExit
+from inaccfs.kvmcalls import KVM_HC_MAP_GPA_RANGE
 
 if TYPE_CHECKING:
     from inaccfs.kvm.probe.protocol import Exit
@@ -48,7 +49,6 @@ _HYPERCALLS: Final = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")
 # EFLAGS: strings go downwards.
 _DF: Final = 1 << 10
 
-KVM_HC_MAP_GPA_RANGE: Final = 12
 # KVM's type for gfns, u64, wraps there.
 _GFNS: Final = 1 << 64
 _KVM_ENOSYS: Final = 1000

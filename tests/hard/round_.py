@@ -48,10 +48,6 @@ class Connection:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def has_message(self) -> bool:
-        """Whether one was read with an earlier one: then the socket has no data."""
-        return b"\n" in self._read
-
     def send(self, command: str, /, *fds: int, **arguments: object) -> None:
         message = {"execute": command, "arguments": arguments, "id": command}
         data = json.dumps(message).encode() + b"\n"
@@ -73,6 +69,13 @@ class Connection:
             if message.get("id", "invalidate-done") == "invalidate-done"
             else message
         )
+
+    def answer_until_end(self, pidfd: int) -> None:
+        """Answer the events that come before the end of a process."""
+        readers = [pidfd, self.socket.fileno()]
+        # A message that was read with an earlier one is not in the socket any more.
+        while b"\n" in self._read or readers[1] in select.select(readers, [], [])[0]:
+            self.answer_one()
 
     def do(self, command: str, /, *fds: int, **arguments: object) -> Any:
         """What a command returns.
@@ -189,12 +192,7 @@ def _punched(peer: Connection, directory: str, first: int, pages: int) -> None:
         os._exit(0 if result == "ok" else 1)
     pidfd = os.pidfd_open(child)
     try:
-        while True:
-            readers = [pidfd, peer.socket.fileno()]
-            if peer.has_message() or readers[1] in select.select(readers, [], [])[0]:
-                peer.answer_one()
-            else:
-                break
+        peer.answer_until_end(pidfd)
     finally:
         os.close(pidfd)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

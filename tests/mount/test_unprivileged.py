@@ -739,3 +739,54 @@ def test_a_runtime_directory_of_another_user_is_refused(nobody: Nobody) -> None:
     nobody.namespace.shell(f"mkdir {nobody.runtime}/inaccfs")
     message = nobody.complaint("mount", nobody.point)
     assert "is not a directory of yours: remove it, or set XDG_RUNTIME_DIR" in message
+
+
+MODES = """
+import os, sys, inaccfs
+os.umask(int(sys.argv[1], 8))
+def show(path):
+    print(oct(os.lstat(path).st_mode & 0o7777), os.path.basename(path))
+with inaccfs.mounted() as mount:
+    os.close(os.open(mount.path / "file", os.O_RDWR | os.O_CREAT, 0o666))
+    show(mount.path)
+    show(mount.control)
+    show(mount.log)
+    show(mount.path.parent)
+try:
+    with inaccfs.mounted(options="backing=/proc"):
+        pass
+except inaccfs.MountError as exc:
+    print(exc)
+"""
+
+
+@pytest.mark.parametrize("mask", ["0", "022", "077", "0777"])
+def test_what_mounts_make_does_not_depend_on_the_umask(
+    nobody: Nobody, mask: str
+) -> None:
+    """Only the files in the mount do, and those that the user names."""
+    said = run(*nobody.python("-c", MODES, mask)).stdout.splitlines()
+    *made, scratch, refusal = said
+    assert made == ["0o700 mnt", "0o600 control", "0o600 log"]
+    assert scratch.startswith("0o700 inaccfs-")
+    assert refusal.startswith("backing /proc is on proc: ")
+
+    nobody.environment["XDG_RUNTIME_DIR"] = str(nobody.runtime / "missing")
+    python = nobody.python("-m", "inaccfs", "mount", "-v", nobody.point)
+    at = python.index("-m")
+    interpreter = python[at - 1]
+    run(
+        *python[: at - 1],
+        *("sh", "-c", f'umask {mask}; exec "$@"', "sh", interpreter, *python[at:]),
+    )
+    try:
+        places = "missing", "missing/inaccfs"
+        modes = [
+            nobody.run("stat", "-c", "%a", nobody.runtime / place).stdout
+            for place in places
+        ]
+        assert modes == ["700\n", "700\n"]
+        found = nobody.run("sh", "-c", f"stat -c %a {nobody.runtime}/missing/inaccfs/*")
+        assert found.stdout == "600\n600\n"
+    finally:
+        nobody.inaccfs("umount", nobody.point)

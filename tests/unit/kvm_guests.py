@@ -34,7 +34,7 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
 # How long a test waits before it fails.
-PATIENCE: Final = 10.0
+PATIENCE: Final = 60.0
 
 BRACKETED: Final = V10()
 

@@ -19,6 +19,7 @@ from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
 from inaccfs.errors import BackingError, OptionError
+from tests import hugepages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from inaccfs.backing.root import Backing
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can")
-HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
 @contextmanager
@@ -97,22 +97,13 @@ def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
     """A hugetlbfs with two pages, as long as the machine has them."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a hugetlbfs")
-    try:
-        before = HUGE_PAGES.read_text()
-        HUGE_PAGES.write_text(str(int(before) + 2))
-    except OSError as exc:
-        pytest.skip(f"no huge pages: {exc}")
-    try:
-        if int(HUGE_PAGES.read_text()) < int(before) + 2:
-            pytest.skip("no memory for huge pages")
+    with hugepages.reserved(2, hugepages.default_size()):
         try:
             mountcalls.mount("none", str(tmp_path), "hugetlbfs", 0, "mode=0700")
         except OSError as exc:
             pytest.skip(f"no hugetlbfs: {exc}")
         yield tmp_path
         mountcalls.umount(str(tmp_path), mountcalls.MNT_DETACH)
-    finally:
-        HUGE_PAGES.write_text(before)
 
 
 def test_the_page_of_a_hugetlbfs_is_the_huge_page(hugetlbfs: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from inaccfs.inprocess import Mount
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, Vmm
 from inaccfs.kvm.memory import address_of
-from inaccfs.kvm.uapi import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from inaccfs.kvmcalls import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from inaccfs.semantics import (
     V8,
     VERSIONS,
