@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from inaccfs.errnos import EHWPOISON
-from inaccfs.errors import BusError
+from inaccfs.errors import BusError, PageError
 from inaccfs.semantics import refused
 from inaccfs.shim import content
 from inaccfs.shim.conversions import check_range
@@ -132,10 +132,24 @@ async def pin(
     does.
 
     Raises:
-        OSError: what `fault` raises, with EFAULT as get_user_pages() has it.
+        OSError: ENODEV, the file cannot be mapped; ENOMEM; `PageError`, EFAULT, for
+            whatever else `fault` raises `BusError` for. See vm_fault_to_errno() in
+            include/linux/mm.h, without FOLL_HWPOISON.
     """
-    await fault(file, start, end)
-    return await file.pages.get(pinner, start, end, most)
+    try:
+        await fault(file, start, end)
+        return await file.pages.get(pinner, start, end, most)
+    except OSError as exc:
+        # `get` raises the last three if the page has changed since the fault.
+        if isinstance(exc, BusError) or exc.errno in (
+            EHWPOISON,
+            errno.EPERM,
+            errno.ENOSPC,
+        ):
+            number = errno.ENOMEM if exc.errno == errno.ENOMEM else errno.EFAULT
+            page = exc.offset if isinstance(exc, PageError) else start
+            raise PageError(number, str(exc.strerror), page) from exc
+        raise
 
 
 async def write(file: FileState, offset: int, data: bytes) -> None:
