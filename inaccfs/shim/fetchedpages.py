@@ -115,8 +115,13 @@ class FetchedPages:
             return True
         return (end - start) * self.memory.holders <= _INLINE_MARKS
 
-    def steps(self, part: Part, kind: Kind) -> Steps:
-        """The events and the change of one operation, in their order."""
+    def steps(
+        self, part: Part, kind: Kind, *, check: Callable[[], None] | None = None
+    ) -> Steps:
+        """The events and the change of one operation, in their order.
+
+        *check* is that of `in_order`.
+        """
         superblock = self._superblock
         punches = kind is Kind.PUNCH
         frames: Callable[[], list[Extent]] | None = None
@@ -127,6 +132,7 @@ class FetchedPages:
             superblock.plans[kind],
             *part.touched,
             frames,
+            check=check,
             settle=settle,
             kinds=self._kinds,
         )

@@ -203,16 +203,16 @@ class InaccessibleFile(FileState):
         began: int,
     ) -> None:
         """Change the file, and send the events of it, in the order of the rules."""
-        pages = self.pages
+        pages, locks = self.pages, self._locks(kind)
         punches = kind is Kind.PUNCH
         async with pages.locked(*part.touched) if punches else nullcontext():
             refusal = await drive(
-                pages.steps(part, kind),
+                # Without a lock of the list, the change itself checks that.
+                pages.steps(part, kind, check=self.check_frozen if locks else None),
                 self.notifiers,
                 change,
-                whole_call=self._locks(kind),
+                whole_call=locks,
                 cause=began,
-                begin=self._begin,
             )
         if refusal is not None:
             raise refusal
@@ -220,12 +220,9 @@ class InaccessibleFile(FileState):
     def _locks(self, kind: Kind) -> bool:
         """Whether a call locks the notifier list from start to end; freeze awaits that.
 
-        Without events nobody can tell how long the list is locked.
+        Without events the list is not locked: no notifier could see a difference.
         """
         return self.superblock.whole_call and bool(self.superblock.plans[kind])
-
-    async def _begin(self) -> None:
-        self.check_frozen()
 
     async def _change(self, call: Call, interrupted: Event) -> Changed:
         """Let the backing allocate or punch. Raises `OSError`."""

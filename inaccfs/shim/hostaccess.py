@@ -106,7 +106,7 @@ async def settle(file: FileState) -> None:
 
 def fill(file: FileState, start: int, end: int) -> None:
     """Fill the holes of some pages. Raises `OSError`, EPERM if the file is frozen."""
-    if file.frozen_by is None:
+    if not file.is_frozen:
         # Memory comes in whole granules.
         superblock = file.superblock
         low, high = superblock.around(start, end)

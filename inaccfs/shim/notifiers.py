@@ -65,10 +65,9 @@ class Notifiers:
         # In order of registration, each with its range; None for the whole file. It
         # changes only under _lock, except that drop() may remove one at any time.
         self._registered: dict[Notifier, tuple[int, int] | None] = {}
-        # The same by page. None until one is bound: few files ever have one.
+        # The same by page. None until one is bound. In no semantics has a file both
+        # kinds of notifiers.
         self._bindings: Bindings[Notifier] | None = None
-        # How many notifiers are not bound. They get every event.
-        self._unbound = 0
         # Locked while events are sent and answered, and while the list changes, so that
         # each event is waited for from the same notifiers that got it. The outermost
         # lock: its holder waits for peers, so do not take it while holding anything
@@ -126,7 +125,7 @@ class Notifiers:
 
     def first(self, start: int, end: int) -> int | None:
         """The first page from *start* to *end* of which a notifier gets events."""
-        if self._bindings is None or self._unbound:
+        if self._bindings is None:
             return start if self._registered else None
         return self._bindings.first(start, end)
 
@@ -134,7 +133,6 @@ class Notifiers:
         """inaccessible_register_notifier(); waits while an invalidation runs."""
         async with self._lock:
             self._registered[notifier] = None
-            self._unbound += 1
             self._changed()
 
     async def bind(
@@ -172,9 +170,7 @@ class Notifiers:
         self._leaving.discard(notifier)
         if notifier in self._registered:
             bound = self._registered.pop(notifier)
-            if bound is None:
-                self._unbound -= 1
-            elif self._bindings is not None:
+            if bound is not None and self._bindings is not None:
                 self._bindings.remove(notifier, *bound)
         self._changed()
         if notifier in self._awaited:
@@ -345,21 +341,12 @@ class Notifiers:
     def _concerned(self, start: int, end: int) -> list[Notifier]:
         """The notifiers that get an event of pages from *start* to *end*.
 
-        In order of registration; or if all are bound, in order of their pages, as
+        In order of registration; or if they are bound, in order of their pages, as
         restrictedmem_bind() has them in an xarray.
         """
-        found: Iterable[Notifier]
-        if self._bindings is None or self._unbound == len(self._registered):
-            found = self._registered
-        else:
-            bound = self._bindings.bound_to(start, end)
-            found = bound
-            if self._unbound:
-                found = [
-                    one
-                    for one, place in self._registered.items()
-                    if place is None or one in bound
-                ]
+        found: Iterable[Notifier] = self._registered
+        if self._bindings is not None:
+            found = self._bindings.bound_to(start, end)
         if not self._leaving:
             return list(found)
         return [one for one in found if one not in self._leaving]

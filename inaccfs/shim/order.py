@@ -104,18 +104,14 @@ async def drive(
     *,
     whole_call: bool,
     cause: int = 0,
-    begin: Callable[[], Awaitable[None]] | None = None,
 ) -> Exception | None:
     """Take all steps in this task; returns the error of the change, if any.
 
-    The notifier list is locked for the *whole_call*, or for each event by itself. With
-    the *whole_call*, *begin* is awaited first, under the lock.
+    The notifier list is locked for the *whole_call*, or for each event by itself.
     *cause* is for traces, see `inaccfs.shim.trace.Happened`.
     """
     if whole_call:
         async with notifiers.fixed():
-            if begin is not None:
-                await begin()
             return await drive_locked(steps, notifiers, change, cause=cause)
 
     async def tell_in_turn(make: Callable[[], Notice]) -> None:

@@ -44,7 +44,7 @@ class Pages(FetchedPages):
     __slots__ = (
         "_changed",
         "_fd",
-        "_frozen",
+        "_is_frozen",
         "_trace",
         "abandoned",
     )
@@ -58,15 +58,17 @@ class Pages(FetchedPages):
         notifiers: Notifiers,
         attributes: Attributes,
         changed: Callable[[], None],
+        is_frozen: Callable[[], bool],
     ) -> None:
-        """*changed* is called after each change of `nothing_fetched`."""
+        """*changed* is called after each change of `nothing_fetched`.
+
+        *is_frozen* returns whether no hole may be filled: see `inaccfs.shim.freezing`.
+        """
         super().__init__(superblock, turn, notifiers, attributes, changed)
         self._fd = fd
         self._trace: Final = trace
         self._changed: Final = changed
-        # Whether the file is frozen, so that no hole may be filled: see
-        # `inaccfs.shim.freezing`.
-        self._frozen = False
+        self._is_frozen: Final = is_frozen
         # Whether all users have closed the file. Then get-pfn fails.
         self.abandoned = False
 
@@ -83,10 +85,6 @@ class Pages(FetchedPages):
         """Raise `OSError`, EFAULT, if all users have closed the file."""
         if self.abandoned:
             raise OSError(errno.EFAULT, "the file has been closed by all its users")
-
-    def set_frozen(self, *, frozen: bool) -> None:
-        """Set whether the file is frozen, so that no hole may be filled."""
-        self._frozen = frozen
 
     def reopened(self, fd: int) -> None:
         """Use another fd of the same backing file from now on."""
@@ -128,8 +126,10 @@ class Pages(FetchedPages):
         locks = self._locks
         claim = nullcontext() if locks is None else locks.claimed(start, end)
         with self._turn.take(fetches=range(start, end)), claim:
-            found = fetch(self._superblock, memory, start, end, frozen=self._frozen)
-            extents, moved = await found
+            frozen = self._is_frozen()
+            extents, moved = await fetch(
+                self._superblock, memory, start, end, frozen=frozen
+            )
             memory.record(Punched([], moved))
             # Other tasks may have unbound or poisoned pages meanwhile.
             if (refusal := self._refusal(holder, start, end)) is None:
@@ -174,10 +174,10 @@ class Pages(FetchedPages):
             return None
         try:
             extents, moved = fetch_now(
-                self._superblock, memory, start, end, frozen=self._frozen
+                superblock, memory, start, end, frozen=self._is_frozen()
             )
         except OSError as exc:
-            if exc.errno == errno.ENOSPC and self._superblock.frees is not None:
+            if exc.errno == errno.ENOSPC and superblock.frees is not None:
                 return None
             raise
         # Do this in this order, and before another task runs, which may punch the pages
