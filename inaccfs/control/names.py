@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from inaccfs.control import messages, queries
 from inaccfs.control.messages import Command, Nothing
 from inaccfs.control.request import Answer, Request
+from inaccfs.shim import memoryfailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,5 +150,5 @@ class Names:
 
     async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
         with closing(self.open(command.file)) as opened:
-            await opened.file.pages.poison(command.offset)
+            await memoryfailure.report(opened.file, command.offset)
         return Nothing()

@@ -117,7 +117,7 @@ class AttributesOfFile(ABC):
 
         async def pin() -> list[Extent]:
             extents, moved = await hostaccess.pin(file, pinner, offset, end)
-            await file.pages.tell_moved(moved)
+            await file.pages.moved.tell(moved)
             return extents
 
         return self._loop.run(pin())

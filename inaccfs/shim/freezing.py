@@ -44,7 +44,7 @@ async def freeze(file: FileState, holder: Hashable) -> None:
     except BaseException:
         release(file, holder)
         raise
-    if file.pages.poisoned_count:
+    if file.pages.poisoned:
         release(file, holder)
         raise OSError(EHWPOISON, "a page is poisoned: punch it first")
 

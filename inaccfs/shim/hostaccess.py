@@ -87,7 +87,7 @@ def _check_shared(file: FileState, start: int, end: int) -> None:
     page = file.attributes.first(start, end, private=True)
     if page is not None:
         raise BusError(errno.EFAULT, f"SIGBUS: page {page} is private", page)
-    bad = file.pages.poisoned_in(start, end)
+    bad = file.pages.poisoned.first(start, end)
     if bad is not None:
         raise BusError(EHWPOISON, f"SIGBUS: page {bad} is poisoned", bad)
 

@@ -1,4 +1,4 @@
-"""The pages of one file: get-pfn, put-pfn, punches and poison."""
+"""The pages of one file: get-pfn, put-pfn and punches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from inaccfs.shim.fetchedpages import FetchedPages
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import Extent, Fetched, Punched, in_pieces
 from inaccfs.shim.memory import Memory, Pinner
-from inaccfs.shim.memoryfailure import MemoryFailures
 from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
@@ -72,14 +71,10 @@ class Pages(FetchedPages):
         # Whether all users have closed the file. Then get-pfn fails.
         self.abandoned = False
 
-    def poisoned(self, start: int, end: int) -> list[int]:
-        """The poisoned pages from *start* to *end*, in order."""
-        return self._poisoned.within(start, end)
-
     @property
     def _guarded(self) -> bool:
         """Whether get-pfn may be refused for some pages."""
-        return self._superblock.guards_pages or bool(self._poisoned)
+        return self._superblock.guards_pages or bool(self.poisoned)
 
     def check_open(self) -> None:
         """Raise `OSError`, EFAULT, if all users have closed the file."""
@@ -100,7 +95,7 @@ class Pages(FetchedPages):
         """inaccessible_get_pfn() of v8 for pages from *start* to *end*.
 
         It allocates, as SGP_WRITE does. Returns the first *most* extents of the pages,
-        and pages that have moved, which the caller passes to `tell_moved`. *holder*
+        and pages that have moved, which the caller passes to `moved.tell`. *holder*
         gets a reference to each page that is returned.
 
         Raises:
@@ -122,7 +117,7 @@ class Pages(FetchedPages):
         self, holder: Holder, start: int, end: int, most: int | None
     ) -> Fetched:
         """As `get`, in a turn of the file and in a thread. `get_now` has checked."""
-        memory = self._memory_of(start, end)
+        memory = self.memory_of(start, end)
         locks = self._locks
         claim = nullcontext() if locks is None else locks.claimed(start, end)
         with self._turn.take(fetches=range(start, end)), claim:
@@ -143,7 +138,7 @@ class Pages(FetchedPages):
                         memory.get(holder, [piece])
                         await slices.give()
         if refusal is not None:
-            await self.tell_moved(moved)
+            await self.moved.tell(moved)
             raise refusal
         return Fetched(extents, moved)
 
@@ -168,7 +163,7 @@ class Pages(FetchedPages):
         superblock = self._superblock
         if self._turn.taken or (end - start) * self._page_size > INLINE_FETCH_BYTES:
             return None
-        memory = self._memory_of(start, end)
+        memory = self.memory_of(start, end)
         low, high = allocated_with(superblock, memory.frames, start, end)
         if not superblock.headroom.allows((high - low) * self._page_size):
             return None
@@ -198,7 +193,7 @@ class Pages(FetchedPages):
     def _cut(self, extents: list[Extent]) -> list[Extent]:
         """*extents*, cut at poisoned pages and where attributes differ, for a peer."""
         superblock = self._superblock
-        extents = self._poisoned.split(extents)
+        extents = self.poisoned.split(extents)
         if not superblock.converts and superblock.granule_pages == 1:
             return extents
         per_page = self._page_size // FRAME_BYTES
@@ -222,9 +217,9 @@ class Pages(FetchedPages):
                 rules.unbound_errno,
                 f"nobody is bound to all of the pages {start} to {end}: bind first",
             )
-        return self._poisoned.refusal(start, end)
+        return self.poisoned.refusal(start, end)
 
-    def _memory_of(self, start: int, end: int) -> Memory:
+    def memory_of(self, start: int, end: int) -> Memory:
         """The memory of the file, if it has the pages from *start* to *end*."""
         check_end(self._fd, self._page_size, start, end)
         if self.memory is None:
@@ -272,27 +267,3 @@ class Pages(FetchedPages):
         if self.memory is None:
             raise OSError(errno.EINVAL, "nothing of this file has been fetched")
         return self.memory
-
-    # --- poison --------------------------------------------------------------------
-
-    async def poison(self, page: int) -> None:
-        """Report that a page is poisoned. Until it is punched, get-pfn refuses it.
-
-        restrictedmem_error_page() of v10, kvm_gmem_error_folio() of guest_memfd.
-
-        Raises:
-            OSError: EOPNOTSUPP in semantics without memory failures; EINVAL past the
-                end; ENXIO for a hole; EHWPOISON if it is already poisoned, and then no
-                event is sent.
-        """
-        # It has no state, so make it here and not for each open file.
-        failures = MemoryFailures(
-            self._superblock,
-            self._turn,
-            self._notifiers,
-            self.moved,
-            self._poisoned,
-            self._memory_of,
-            self._kinds,
-        )
-        await failures.report(page)

@@ -99,7 +99,7 @@ def _populate(
         # Before the lock, as the kernel pins the source's page first.
         data = _read(source.file, source.start + at)
     # In the kernel's order: it gets the folio, and then checks the attribute.
-    if file.pages.poisoned_in(page, page + 1) is not None:
+    if file.pages.poisoned.first(page, page + 1) is not None:
         raise PageError(EHWPOISON, f"page {page} is poisoned", page)
     fill(file, page, page + 1)
     if not file.attributes.is_private(page):

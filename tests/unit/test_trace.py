@@ -15,6 +15,7 @@ import trio.testing
 from inaccfs.semantics import V8, V9, V10, GuestMemfd
 from inaccfs.semantics.rules import INVALIDATE, INVALIDATE_END, INVALIDATE_START
 from inaccfs.shim.call import Begun, Call
+from inaccfs.shim.memoryfailure import report
 from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE
@@ -208,7 +209,7 @@ async def test_pages_are_traced_when_got_moved_put_and_poisoned() -> None:
     with traced(world) as found:
         await world.get(holder, 2, 6)
         world.put(holder, 3, 2)
-        await world.file.pages.poison(2)
+        await report(world.file, 2)
         world.frames.moves = {5: 0x9000}
         await world.punch(2, 3)
     assert calls(found) == [
