@@ -12,8 +12,8 @@ from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.errnos import os_error
 from inaccfs.errors import PageError, PinnedError
-from inaccfs.semantics import refused
 from inaccfs.semantics.attributes import BOTH, PRIVATE, SHARED
 from inaccfs.shim import content
 from inaccfs.shim.order import Changed, drive_locked, in_order, no_change
@@ -51,7 +51,7 @@ async def convert(file: FileState, call: Conversion) -> None:
         raise
     except BaseException:
         # The call is cancelled: pages converted by then stay converted.
-        _trace(file, call, refused(errno.EINTR), began)
+        _trace(file, call, os_error(errno.EINTR), began)
         raise
     _trace(file, call, refusal, began)
     if refusal is not None:
@@ -222,7 +222,8 @@ class _Running:
         if self._looks(call) and memory is not None and memory.references:
             found.append(self._first_referenced(call))
         if self._superblock.semantics.content == "refused":
-            # One after the first notifier's page would not be the first.
+            # Look only up to the first notifier's page: a later present page would not
+            # be the first.
             end = call.end if found[0] is None else min(found[0], call.end)
             found.append(content.first_present(self._file, call.start, end))
         return min((page for page in found if page is not None), default=None)

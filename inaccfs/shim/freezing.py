@@ -12,8 +12,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from inaccfs.errnos import EHWPOISON
-from inaccfs.semantics import refused
+from inaccfs.errnos import EHWPOISON, os_error
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -90,4 +89,4 @@ def _refuse(check: Check | None, *arguments: int) -> None:
     """`Semantics.check_fallocate` of a frozen file."""
     if check is not None:
         check(*arguments)
-    raise refused(errno.EPERM)
+    raise os_error(errno.EPERM)

@@ -10,9 +10,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from inaccfs.errnos import EHWPOISON
+from inaccfs.errnos import EHWPOISON, os_error
 from inaccfs.errors import BusError, PageError
-from inaccfs.semantics import refused
 from inaccfs.shim import content
 from inaccfs.shim.conversions import check_range
 from inaccfs.shim.frames import Fetched, allocate
@@ -161,15 +160,15 @@ async def write(file: FileState, offset: int, data: bytes) -> None:
             frozen file; ENOSPC.
     """
     if file.superblock.semantics.population != "write":
-        raise refused(errno.ENODEV)
+        raise os_error(errno.ENODEV)
     end = offset + len(data)
     if (offset | len(data)) & (file.page_size - 1):
-        raise refused(errno.EINVAL)
+        raise os_error(errno.EINVAL)
     start, stop = offset // file.page_size, end // file.page_size
     await settle(file)
     check_range(file, start, stop)
     # The flag is granted to files that begin as shared.
     if file.attributes.first(start, stop, private=True) is not None:
-        raise refused(errno.ENODEV)
+        raise os_error(errno.ENODEV)
     fill(file, start, stop)
     content.write(file, offset, data)

@@ -69,8 +69,8 @@ class PageLocks:
         Evicts holders that do not put their references in time.
         """
         with self._claim(start, end) as claim:
-            # Earlier claims come first, and some leave pages locked. The time limit
-            # begins after these claims; nobody locks claimed pages any more.
+            # Each earlier claim has its own time limit. After them no new lock can
+            # appear, as `check` refuses claimed pages.
             while self._is_claimed(start, end, claim):
                 await self._waiting.park()
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.trace import FileTrace, What
 
 
-AT_ONCE: Final = 128
+INLINE_NOTIFIERS: Final = 128
 """How many notifiers an event is sent to in one go: it takes some 2 ms of the loop."""
 
 
@@ -243,9 +243,9 @@ class Notifiers:
     ) -> int | None:
         """Send an event; call *then* when each that got it has answered or was removed.
 
-        The list must be locked, and not longer than `AT_ONCE`. Returns the event's
-        sequence, for `give_up`; None if no notifier gets it, and *then* is not called.
-        *cause* is for traces.
+        The list must be locked, and not longer than `INLINE_NOTIFIERS`. Returns the
+        event's sequence, for `give_up`; None if no notifier gets it, and *then* is not
+        called. *cause* is for traces.
         """
         if not (targets := self._concerned(notice.start, notice.end)):
             return None
@@ -277,8 +277,15 @@ class Notifiers:
             event, start, end = notice[:3]
             cause = 0 if sequence is None else self._cause
             self._trace.tell_event(
-                *("event", start, end, notifier.who, event),
-                *(sequence or 0, notifier.number, 0, cause),
+                "event",
+                start,
+                end,
+                notifier.who,
+                event,
+                sequence or 0,
+                notifier.number,
+                0,
+                cause,
             )
         if self._adapts:
             notice = self._adapted(notifier, notice)
@@ -289,8 +296,15 @@ class Notifiers:
         event, start, end = self._notice[:3]
         sent = self._awaited[notifier]
         self._trace.tell_event(
-            *(what, start, end, notifier.who, event),
-            *(self._sequence, notifier.number, sent if sent > 1 else 0, self._cause),
+            what,
+            start,
+            end,
+            notifier.who,
+            event,
+            self._sequence,
+            notifier.number,
+            sent if sent > 1 else 0,
+            self._cause,
         )
 
     async def tell(self, notice: Notice, cause: int = 0) -> None:

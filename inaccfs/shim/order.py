@@ -65,7 +65,7 @@ def in_order(
     finds the kinds of these pages, where events carry them. *zaps* is the start and end
     of the pages to zap, if these are fewer.
     *settle* is called with the result as soon as the file has been changed. With
-    *change_last* that is done after the last event, which is sent in any case.
+    *change_last* the file changes after the last event, whatever the result.
     """
     if check is not None:
         try:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.pins import Pins
 
 # For up to this many pages, fallocate(2) costs less than checking whether it is needed.
-_FEW: Final = 16
+_UNCHECKED_PAGES: Final = 16
 
 # How often to look up a page that is being migrated. That takes microseconds.
 _TRIES: Final = 1000
@@ -185,7 +185,7 @@ class PagemapFrames:
 
     def _allocate(self, start: int, end: int) -> None:
         """Fill the holes of the file in [start, end); on an error none is filled."""
-        if end - start > _FEW and self._per_page == 1:
+        if end - start > _UNCHECKED_PAGES and self._per_page == 1:
             with suppress(OSError):
                 if not self._holes(start, end):
                     return

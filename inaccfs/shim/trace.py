@@ -58,8 +58,15 @@ What: TypeAlias = Literal[
 
 BY_PROCESSES: Final = frozenset[What](
     (
-        *("allocate", "punch", "truncate", "request"),
-        *("read", "write", "lseek", "ioctl", "copy"),
+        "allocate",
+        "punch",
+        "truncate",
+        "request",
+        "read",
+        "write",
+        "lseek",
+        "ioctl",
+        "copy",
     )
 )
 """The kinds that are system calls, for which `Happened.who` is a process."""
@@ -127,7 +134,15 @@ class Trace:
     ) -> None:
         """Report a complete request about inode *file*."""
         happened = Happened(
-            *(monotonic_ns(), "request", file, 0, 0, who, error, name, 0, 0, began)
+            time=monotonic_ns(),
+            what="request",
+            file=file,
+            start=0,
+            end=0,
+            who=who,
+            error=error,
+            event=name,
+            began=began,
         )
         for listener in tuple(self._for_requests):
             listener(happened)
@@ -214,7 +229,11 @@ class FileTrace:
                 end * unit,
                 who,
                 0,
-                *(event, sequence, notifier, began, cause),
+                event,
+                sequence,
+                notifier,
+                began,
+                cause,
             )
         )
 
