@@ -16,6 +16,7 @@ from inaccfs.errnos import os_error
 from inaccfs.errors import PageError, PinnedError
 from inaccfs.semantics.attributes import BOTH, PRIVATE, SHARED
 from inaccfs.shim import content
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.order import Changed, drive_locked, in_order, no_change
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class _Running:
         rules = self._superblock.semantics
         # Found before the change; also used for the end event.
         kinds = self._kinds(part)
-        exact = part.start, part.end
+        exact = PageRange(part.start, part.end)
         around = self._superblock.around(*exact)
         return in_order(
             self._superblock.plans[part.kind],

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errors import PinnedError
-from inaccfs.shim.call import Kind
+from inaccfs.shim.call import Kind, PageRange
 from inaccfs.shim.frames import Extent, Punched, in_pieces
 from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Pinner
@@ -118,7 +118,7 @@ class FetchedPages:
         frames: Callable[[], list[Extent]] | None = None
         if superblock.semantics.tells_frames:
             frames = partial(self._extents_in, *part.whole) if punches else list
-        settle = partial(self._settle, part.whole if punches else (0, 0))
+        settle = partial(self._settle, part.whole if punches else PageRange(0, 0))
         refusal = yield from in_order(
             superblock.plans[kind],
             *part.touched,
@@ -130,7 +130,7 @@ class FetchedPages:
         yield from self.moved.steps()
         return refusal
 
-    def _settle(self, whole: tuple[int, int], changed: Changed) -> None:
+    def _settle(self, whole: PageRange, changed: Changed) -> None:
         """Record the result of a change that was to punch the pages *whole*."""
         self.moved.note(changed.punched.moved)
         if changed.refusal is None:

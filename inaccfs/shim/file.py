@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs import syscalls
 from inaccfs.errnos import os_error
 from inaccfs.shim.allocating import allocate, worker_for
-from inaccfs.shim.call import Begun, Call, Kind, Part
+from inaccfs.shim.call import Begun, Call, Kind, PageRange, Part
 from inaccfs.shim.filestate import FileState
 from inaccfs.shim.notifiers import INLINE_NOTIFIERS
 from inaccfs.shim.order import Changed, Done, InlineDrive, drive
@@ -295,7 +295,8 @@ class InaccessibleFile(FileState):
         if start >= end:
             await self._truncate(truncate)
         else:
-            await self._shrink(truncate, size, current, (start, end), began)
+            part = PageRange(start, end)
+            await self._shrink(truncate, size, current, part, began)
         if self._size_limit is not None:
             # The size may have changed: look it up again.
             self._size_limit = 0
@@ -315,7 +316,7 @@ class InaccessibleFile(FileState):
         truncate: Callable[[], None],
         size: int,
         current: int,
-        pages: tuple[int, int],
+        pages: PageRange,
         began: int,
     ) -> None:
         """Notifiers see a truncation as a punch of the *pages* past the new end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from inaccfs.shim.call import Kind, Part
+from inaccfs.shim.call import Kind, PageRange, Part
 from inaccfs.shim.moved import tell
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ async def send_events(file: InaccessibleFile, count: int) -> None:
     closed before this task runs.
     """
     try:
-        steps = file.pages.steps(Part((0, count), (0, 0)), Kind.PUNCH)
+        steps = file.pages.steps(Part(PageRange(0, count), PageRange(0, 0)), Kind.PUNCH)
         await tell(file.superblock, file.notifiers, steps)
     except Exception:
         log.exception("bug in telling that a file was closed")

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.shim.bindings import Bindings
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.loop import TRIO
 from inaccfs.shim.notice import Notice as Notice
 from inaccfs.shim.notice import Notifier as Notifier
@@ -64,7 +65,7 @@ class Notifiers:
         self._overlap_errno: Final = overlap_errno
         # In order of registration, each with its range; None for the whole file. It
         # changes only under _lock, except that drop() may remove one at any time.
-        self._registered: dict[Notifier, tuple[int, int] | None] = {}
+        self._registered: dict[Notifier, PageRange | None] = {}
         # The same by page. None until one is bound. In no semantics has a file both
         # kinds of notifiers.
         self._bindings: Bindings[Notifier] | None = None
@@ -108,14 +109,14 @@ class Notifiers:
         return self._sequence if notifier in self._awaited else None
 
     @property
-    def invalidating(self) -> tuple[int, int] | None:
+    def invalidating(self) -> PageRange | None:
         """The pages of the invalidation in progress; None if there is none.
 
         It lasts from its first event to the last answer; if the list is locked for the
         whole call, it lasts from the start to the end of the bracket.
         """
         notice = self._notice
-        return (notice.start, notice.end) if notice.invalidates else None
+        return PageRange(notice.start, notice.end) if notice.invalidates else None
 
     def cover(self, start: int, end: int) -> bool:
         """Whether notifiers are bound to each page from *start* to *end*."""
@@ -148,7 +149,7 @@ class Notifiers:
             if self._bindings is None:
                 self._bindings = Bindings(self._overlap_errno)
             self._bindings.add(notifier, start, end, exclusive=exclusive)
-            self._registered[notifier] = start, end
+            self._registered[notifier] = PageRange(start, end)
             self._changed()
 
     async def unregister(self, notifier: Notifier) -> None:
@@ -372,11 +373,9 @@ class Notifiers:
         zaps = None if notice.zaps is None else self._shown(*notice.zaps, bound)
         return notice._replace(start=start, end=end, zaps=zaps)
 
-    def _shown(
-        self, start: int, end: int, bound: tuple[int, int] | None
-    ) -> tuple[int, int]:
+    def _shown(self, start: int, end: int, bound: PageRange | None) -> PageRange:
         """The part of a range that is in *bound*, in units of events; may be empty."""
         if bound is not None:
-            start = min(max(start, bound[0]), bound[1])
-            end = max(start, min(end, bound[1]))
-        return start * self._unit, end * self._unit
+            start = min(max(start, bound.start), bound.end)
+            end = max(start, min(end, bound.end))
+        return PageRange(start * self._unit, end * self._unit)

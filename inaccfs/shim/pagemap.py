@@ -16,6 +16,7 @@ from inaccfs import mmcalls
 from inaccfs.errnos import os_error
 from inaccfs.shim import pins
 from inaccfs.shim.buffers import WINDOW_BYTES, Buffers, spans
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import (
     Extent,
@@ -170,10 +171,10 @@ class PagemapFrames:
             "real frames do not move on demand: mount with --pfn-source simulated",
         )
 
-    def reach(self, start: int, end: int) -> tuple[int, int]:
+    def reach(self, start: int, end: int) -> PageRange:
         # The kernel may allocate a huge folio for a page. It never kills a process for
         # that: mem_cgroup_oom() of mm/memcontrol.c skips orders above 3.
-        return start, end
+        return PageRange(start, end)
 
     def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         moved: list[Extent] = []
