@@ -150,5 +150,6 @@ class Names:
 
     async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
         with closing(self.open(command.file)) as opened:
-            await memoryfailure.report(opened.file, command.offset)
+            number = self._caller.number
+            await memoryfailure.report(opened.file, command.offset, number)
         return Nothing()

@@ -267,7 +267,8 @@ class File(AttributesOfFile):
 
     def memory_failure(self, offset: int) -> None:
         """See `inaccfs.client.File.memory_failure`."""
-        self._loop.run(memoryfailure.report(self._use(), offset))
+        report = memoryfailure.report(self._use(), offset, self.client.who)
+        self._loop.run(report)
 
     def register_notifier(
         self, invalidate: Callback | None = None, **options: Unpack[Options]

@@ -9,10 +9,8 @@ from __future__ import annotations
 import errno
 import os
 from functools import partial
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.errnos import os_error
 from inaccfs.errors import PageError, PinnedError
 from inaccfs.semantics.attributes import BOTH, PRIVATE, SHARED
 from inaccfs.shim import content
@@ -42,30 +40,12 @@ async def convert(file: FileState, call: Conversion) -> None:
             for too many ranges; `PinnedError`, EAGAIN, for pages with references.
             In these cases nothing was converted, except as `atomicity` says.
     """
-    began = monotonic_ns() if file.trace.listeners else 0
-    try:
-        file.pages.check_open()
+    trace = file.trace
+    with trace.command("convert", call.start, call.end, call.who) as traced:
         _check(file, call)
-        refusal = await _Running(file, began).run(call)
-    except Exception as exc:
-        _trace(file, call, exc, began)
-        raise
-    except BaseException:
-        # The call is cancelled: pages converted by then stay converted.
-        _trace(file, call, os_error(errno.EINTR), began)
-        raise
-    _trace(file, call, refusal, began)
-    if refusal is not None:
-        raise refusal
-
-
-def _trace(
-    file: FileState, call: Conversion, exc: Exception | None, began: int
-) -> None:
-    if file.trace.listeners:
-        page = file.page_size
-        start, end = call.start * page, call.end * page
-        file.trace.tell(call.kind.value, start, end, call.who, exc, began)
+        refusal = await _Running(file, traced.began).run(call)
+        if refusal is not None:
+            raise refusal
 
 
 def check_range(file: FileState, start: int, end: int) -> None:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from inaccfs.shim.order import Steps
 
 
-async def report(file: FileState, page: int) -> None:
+async def report(file: FileState, page: int, who: int = 0) -> None:
     """Report that a page is poisoned. Until it is punched, get-pfn refuses it.
+
+    *who* is the peer that reports it, for traces.
 
     Raises:
         OSError: EOPNOTSUPP in semantics without memory failures; EINVAL past the end;
@@ -36,7 +38,7 @@ async def report(file: FileState, page: int) -> None:
         )
     memory = await _memory_there(file, page)
     file.pages.poisoned.add(page)
-    memory.poison(page)
+    memory.poison(page, who)
     if rule == "error":
         await file.notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
     else:
