@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from inaccfs.control import messages, queries
 from inaccfs.control.messages import Command, Nothing
 from inaccfs.control.request import Answer, Request
+from inaccfs.shim import memoryfailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,5 +150,6 @@ class FdNames:
 
     async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
         with closing(self.open(command.file)) as opened:
-            await opened.file.pages.poison(command.offset)
+            number = self._caller.number
+            await memoryfailure.report(opened.file, command.offset, number)
         return Nothing()

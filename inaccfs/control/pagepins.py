@@ -41,5 +41,5 @@ class PagePins(PageReferences):
                 opened.file, self._pinner, start, end, MOST_ROWS
             )
             frames = self._got(command, opened, extents)
-            await opened.file.pages.tell_moved(moved)
+            await opened.file.pages.moved.tell(moved)
         return frames

@@ -132,14 +132,14 @@ class PageReferences:
             found = pages.get(self._holder, start, start + count, MOST_ROWS)
             extents, moved = await found
             frames = self._got(command, opened, extents)
-            await pages.tell_moved(moved)
+            await pages.moved.tell(moved)
         return frames
 
     async def _tell_moved(
         self, opened: OpenFile, moved: list[Extent], frames: messages.Frames
     ) -> messages.Frames:
         with closing(opened):
-            await opened.file.pages.tell_moved(moved)
+            await opened.file.pages.moved.tell(moved)
         return frames
 
     def _got(

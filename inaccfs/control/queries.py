@@ -66,7 +66,7 @@ def describe(found: Listed, opens: int) -> messages.FileInfo:
         allocated=attributes.st_blocks * 512 // file.page_size,
         fetched=0 if memory is None else memory.frames.pages,
         referenced=0 if memory is None else memory.references_count,
-        poisoned=file.pages.poisoned_count,
+        poisoned=len(file.pages.poisoned),
         notifiers=len(file.notifiers),
         opens=opens,
         frozen=UNSET if file.frozen_by is None else True,

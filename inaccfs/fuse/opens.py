@@ -128,7 +128,7 @@ class Opens:
         if file is not None and not file.pages.abandoned:
             file.pages.abandoned = True
             if self.start is not None:
-                self.start(partial(lastclose.abandoned, file))
+                self.start(partial(lastclose.send_events, file, file.count))
 
     @contextmanager
     def hold(self, node: Node) -> Iterator[InaccessibleFile]:

@@ -144,9 +144,8 @@ class BackingFile:
         """Register a notifier for pages of 4 KiB, or bind them, as the rules say.
 
         *invalidate* is called for INVALIDATE and MEMORY_ERROR, *start* and *end* for
-        INVALIDATE_START and INVALIDATE_END, if the rules have these events. Rules may
-        send INVALIDATE for a punch, and start and end only for poison. The rest is as
-        in `ShimCallbacks`.
+        INVALIDATE_START and INVALIDATE_END, if the rules have these events. The rest is
+        as in `ShimCallbacks`.
         """
         callbacks: ShimCallbacks = {
             "with_frames": with_frames,

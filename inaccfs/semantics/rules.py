@@ -136,8 +136,8 @@ class Semantics(AttributeRules, KvmRules, Derived):
     # Whether the kernel may move fetched pages, without an event.
     movable: ClassVar[bool]
     # What memory-failure does: "unknown", the command does not exist; "error", it sends
-    # MEMORY_ERROR; "invalidate", it sends INVALIDATE_START and INVALIDATE_END, whatever
-    # `order` is. get-pfn of a poisoned page fails with EHWPOISON.
+    # MEMORY_ERROR; "invalidate", it sends the events of a punch, and the page stays.
+    # get-pfn of a poisoned page fails with EHWPOISON.
     memory_failure: ClassVar[MemoryFailure]
 
     # --- the rules that are code ------------------------------------------------------
@@ -190,9 +190,7 @@ class Semantics(AttributeRules, KvmRules, Derived):
         """The events that notifiers get."""
         plans = self.plan(punches=True), self.plan(punches=False)
         found = [event for plan in plans for event in (plan.before, plan.after)]
-        if self.memory_failure == "invalidate":
-            found += [INVALIDATE_START, INVALIDATE_END]
-        elif self.memory_failure == "error":
+        if self.memory_failure == "error":
             found.append(MEMORY_ERROR)
         return list(dict.fromkeys(event for event in found if event is not None))
 

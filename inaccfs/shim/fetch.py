@@ -7,6 +7,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import Fetched, clipped
 from inaccfs.shim.holes import first_hole
@@ -85,20 +86,21 @@ async def fetch(
     return await in_thread()
 
 
-def _granules(superblock: Superblock, fd: int, start: int, end: int) -> tuple[int, int]:
+def _granules(superblock: Superblock, fd: int, start: int, end: int) -> PageRange:
     """Pages of a file, widened to whole huge pages where memory comes in these.
 
     Also those that are split at once are allocated as a whole.
     """
     if superblock.granule_pages == 1:
-        return start, end
+        return PageRange(start, end)
     low, high = superblock.around(start, end)
-    return low, min(high, -(-os.fstat(fd).st_size // superblock.page_size))
+    pages = -(-os.fstat(fd).st_size // superblock.page_size)
+    return PageRange(low, min(high, pages))
 
 
 def allocated_with(
     superblock: Superblock, frames: Frames, start: int, end: int
-) -> tuple[int, int]:
+) -> PageRange:
     """The pages that `fetch_now` may allocate for those from *start* to *end*."""
     return frames.reach(*_granules(superblock, frames.fd, start, end))
 

@@ -19,6 +19,8 @@ from inaccfs.shim.rangemap import RangeMap
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from inaccfs.shim.call import PageRange
+
 
 class Extent(NamedTuple):
     """Contiguous pages in contiguous frames, whose folios are all of one order."""
@@ -74,7 +76,7 @@ class Frames(Protocol):
     def known(self, start: int, end: int) -> list[Extent] | None:
         """The extents of [start, end); None if a page is unknown or may have moved."""
 
-    def reach(self, start: int, end: int) -> tuple[int, int]:
+    def reach(self, start: int, end: int) -> PageRange:
         """[start, end), widened by what `fetch` of it may allocate besides."""
 
     def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:

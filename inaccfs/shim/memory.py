@@ -149,17 +149,17 @@ class Memory:
                 return
             yield self.references.first_of(extents, holders)
 
-    def record(self, punched: Punched) -> None:
+    def record(self, punched: Punched, who: int = 0) -> None:
         """Record pages that were removed or moved; their references outlive them.
 
-        Call it in the loop, after `frames.punch`, and after a `frames.fetch` that found
-        moved pages.
+        *who* is the peer that has moved them, 0 for the kernel. Call it in the loop,
+        after `frames.punch`, and after a `frames.fetch` that found moved pages.
         """
         if punched.moved:
             self._trace.counters.pages_moved += sum(one.count for one in punched.moved)
             if self._trace.listeners:
                 for offset, _, count, _ in punched.moved:
-                    self._trace.tell_pages("move", offset, offset + count)
+                    self._trace.tell_pages("move", offset, offset + count, who)
         self._free(self.references.punched([*punched.removed, *punched.moved]))
         self._changed()
 
@@ -214,9 +214,12 @@ class Memory:
         for pfn, count in frames:
             self.frames.free(pfn, count)
 
-    def poison(self, page: int) -> None:
-        """An allocated page's memory has failed: its frame is not used again."""
+    def poison(self, page: int, who: int = 0) -> None:
+        """An allocated page's memory has failed: its frame is not used again.
+
+        *who* is the peer that reports it, for traces.
+        """
         self._trace.counters.pages_poisoned += 1
         if self._trace.listeners:
-            self._trace.tell_pages("poison", page, page + 1)
+            self._trace.tell_pages("poison", page, page + 1, who)
         self.frames.poison(page)

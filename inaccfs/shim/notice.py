@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from inaccfs.semantics.attributes import Kinds
+    from inaccfs.shim.call import PageRange
     from inaccfs.shim.frames import Extent
 
 
@@ -23,8 +24,8 @@ class Notice(NamedTuple):
     frames: Sequence[Extent] | None = None
     # Which kinds of pages are concerned, if the rules have events carry that.
     kinds: Kinds | None = None
-    # The start and end of the pages to zap, if these are fewer than the event's.
-    zaps: tuple[int, int] | None = None
+    # The pages to zap, if these are fewer than the event's.
+    zaps: PageRange | None = None
 
     @property
     def invalidates(self) -> bool:

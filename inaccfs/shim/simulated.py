@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.errnos import os_error
 from inaccfs.shim.buddy import Buddy
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import (
     Extent,
@@ -106,14 +107,14 @@ class SimulatedFrames:
     def known(self, start: int, end: int) -> list[Extent] | None:
         return self._table.whole(start, end)
 
-    def reach(self, start: int, end: int) -> tuple[int, int]:
+    def reach(self, start: int, end: int) -> PageRange:
         gaps = self._table.gaps(start, end)
         if not gaps:
-            return start, end
+            return PageRange(start, end)
         pages = self._pages_of_file()
         low, _ = self._room(*gaps[0], pages)
         _, high = self._room(*gaps[-1], pages)
-        return min(low, start), max(high, end)
+        return PageRange(min(low, start), max(high, end))
 
     def _pages_of_file(self) -> int:
         return -(-os.fstat(self.fd).st_size // self._page_size)

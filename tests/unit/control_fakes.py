@@ -25,6 +25,7 @@ from inaccfs.fuse.namespace import Namespace
 from inaccfs.helper import wire
 from inaccfs.helper.tasks import Helper, Received
 from inaccfs.semantics import V8
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.frames import Extent, Fetched, Punched
 from inaccfs.shim.superblock import Superblock
 from inaccfs.status import Status
@@ -161,8 +162,8 @@ class FakeFrames:
         self.moves = {}
         return moved
 
-    def reach(self, start: int, end: int) -> tuple[int, int]:
-        return start, end
+    def reach(self, start: int, end: int) -> PageRange:
+        return PageRange(start, end)
 
     def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         if self.full:

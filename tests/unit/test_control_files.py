@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from inaccfs.control.limits import Limits, Policy
+from inaccfs.fuse.files import OpenFile
 from inaccfs.fuse.nodes import let_go
 from inaccfs.shim.slices import Slices
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
@@ -23,10 +24,12 @@ from tests.unit import fakes
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import Node
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.notice import Notice
 
 
 @pytest.fixture
@@ -72,6 +75,48 @@ async def test_an_fd_is_the_file_that_it_has_open(control: Control) -> None:
         assert node.opens == 1
         assert "ENOENT" in await peer.do("closefd", fdname="mine")
     os.close(fd)
+
+
+class Listener:
+    """A notifier that answers at once."""
+
+    who = number = 0
+
+    def __init__(self, file: InaccessibleFile) -> None:
+        self.file = file
+        self.events: list[tuple[int, int]] = []
+
+    def tell(self, notice: Notice, sequence: int | None) -> None:
+        self.events.append((notice.start, notice.end))
+        assert sequence is not None
+        self.file.notifiers.answer(self, sequence)
+
+    def evict(self) -> None:
+        raise AssertionError
+
+
+async def test_the_events_of_a_last_close_do_not_need_the_fd(
+    control: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last weak open may be closed before the task runs that sends them."""
+    node = control.make("guest", 4)
+    opens = control.namespace.opens
+    weak = OpenFile(opens, node)
+    weak.weaken()
+    listener = Listener(weak.file)
+    await weak.file.notifiers.register(listener)
+    control.namespace.unlink(control.namespace.inodes.root, b"guest")
+    tasks: list[Callable[[], Awaitable[None]]] = []
+    opens.start = tasks.append
+    opens.release(node)
+    weak.close()
+    control.namespace.inodes.forget(node.ino, 1)
+    with fakes.refused(errno.EBADF):
+        os.fstat(weak.file.fd)
+    (task,) = tasks
+    await task()
+    assert caplog.text == ""
+    assert listener.events == [(0, 4)]
 
 
 async def test_the_server_keeps_no_fd_of_a_peer(control: Control) -> None:

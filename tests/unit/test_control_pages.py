@@ -32,7 +32,7 @@ def apart(control: Control, pages: int, name: str = "guest") -> None:
     node = control.make(name, pages)
     assert node.file is not None or control.namespace.opens.open(node, os.O_RDWR)
     assert node.file is not None
-    memory = node.file.pages._memory_of(0, 1)
+    memory = node.file.pages.memory_of(0, 1)
     frames = memory.frames
     frames.at = {page: BASE + 7 * pages - 3 * page for page in range(pages)}  # type: ignore[attr-defined] # a fake
 

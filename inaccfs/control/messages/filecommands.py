@@ -182,8 +182,10 @@ class PinPages(Command, frozen=True, kw_only=True):
     """pin_user_pages(), FOLL_LONGTERM: pins shared pages as if through a mapping.
 
     A pin is a reference that is separate from those of get-pfn; it also exists in
-    semantics without these. Fails as read-shared does; returns the same as get-pfn with
-    `count`.
+    semantics without these. Returns the same as get-pfn with `count`. EFAULT, and
+    `error.offset` is the page, for a page that is private, past the end or poisoned,
+    and for a hole that gets no page; but ENOMEM if there is no memory for it. ENODEV in
+    semantics whose files cannot be mapped.
     """
 
     name: ClassVar[str] = "pin-pages"
