@@ -78,7 +78,7 @@ def release(file: FileState, holder: Hashable) -> None:
 
 
 def _check_rule(file: FileState) -> None:
-    if file.superblock.semantics.frozen == "unknown":
+    if not file.superblock.semantics.has_freeze:
         raise OSError(
             errno.EOPNOTSUPP, "no file is frozen in these semantics (query-semantics)"
         )

@@ -51,7 +51,7 @@ async def fault(file: FileState, start: int, end: int) -> None:
             is private or past the end, EHWPOISON for a poisoned one, EPERM for a hole
             of a frozen file, or the errno of the allocation.
     """
-    if file.superblock.semantics.mmap == "refused":
+    if not file.superblock.semantics.mappable:
         raise OSError(errno.ENODEV, "files cannot be mapped in these semantics")
     superblock = file.superblock
     low, high = superblock.around(start, end)
@@ -159,7 +159,7 @@ async def write(file: FileState, offset: int, data: bytes) -> None:
             unless the range is of whole pages inside the file; EPERM for a hole of a
             frozen file; ENOSPC.
     """
-    if file.superblock.semantics.population != "write":
+    if not file.superblock.semantics.takes_writes:
         raise os_error(errno.ENODEV)
     end = offset + len(data)
     if (offset | len(data)) & (file.page_size - 1):

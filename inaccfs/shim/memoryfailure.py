@@ -30,8 +30,8 @@ async def report(file: FileState, page: int, who: int = 0) -> None:
             sent.
     """
     superblock = file.superblock
-    rule = superblock.semantics.memory_failure
-    if rule == "unknown":
+    rules = superblock.semantics
+    if not rules.has_memory_failure:
         raise OSError(
             errno.EOPNOTSUPP,
             "these semantics have no error callback (query-semantics)",
@@ -39,7 +39,7 @@ async def report(file: FileState, page: int, who: int = 0) -> None:
     memory = await _memory_there(file, page)
     file.pages.poisoned.add(page)
     memory.poison(page, who)
-    if rule == "error":
+    if rules.memory_failure == "error":
         await file.notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
     else:
         await tell(superblock, file.notifiers, _steps(file, page))

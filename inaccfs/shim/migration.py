@@ -39,7 +39,7 @@ async def migrate(file: FileState, start: int, end: int, who: int = 0) -> None:
 
 def _check(file: FileState, start: int, end: int) -> None:
     superblock = file.superblock
-    if superblock.semantics.migration == "never":
+    if not superblock.semantics.has_migrate:
         raise OSError(errno.EOPNOTSUPP, "pages do not migrate in these semantics")
     check_range(file, start, end)
     file.check_frozen()

@@ -208,7 +208,7 @@ class Pages(FetchedPages):
         """The error of get-pfn for these pages; None if it may proceed."""
         rules = self._superblock.semantics
         if (
-            rules.scope == "range"
+            rules.by_range
             # A user's mapping needs no binding.
             and not isinstance(holder, Pinner)
             and not self._notifiers.cover(start, end)

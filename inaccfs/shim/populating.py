@@ -56,13 +56,13 @@ async def populate(
 
 def _check(file: FileState, start: int, end: int, source: Source | None) -> None:
     """Raises `OSError` for what forbids to populate any page."""
-    rule = file.superblock.semantics.population
-    if rule not in ("populate", "populate in place"):
+    rules = file.superblock.semantics
+    if not rules.has_populate:
         raise OSError(
             errno.EOPNOTSUPP,
             "files are not populated by a command in these semantics (query-semantics)",
         )
-    if source is None and rule == "populate":
+    if source is None and rules.population == "populate":
         raise OSError(
             errno.EINVAL,
             "content cannot be there already in these semantics: name a source",

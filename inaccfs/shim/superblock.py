@@ -101,12 +101,12 @@ class Superblock:
         # it.
         self.granule: Final = (
             max(page_size, FRAME_BYTES << HUGE_ORDER)
-            if semantics.granule == "huge page"
+            if semantics.by_huge_page
             else page_size
         )
         self.granule_pages: Final = self.granule // page_size
         # Whether each file has its own attributes; if not, all share these.
-        self.converts: Final = semantics.attributes == "file"
+        self.converts: Final = semantics.in_place
         self._attributes: Final = Attributes(semantics.initial)
         # Makes long allocations interruptible, and protects the daemon from the OOM
         # killer.
@@ -130,7 +130,7 @@ class Superblock:
         self.ack_timeouts: Final = ack_timeouts
         # Whether the rules restrict which pages may be got, and when.
         self.guards_pages: Final = (
-            semantics.scope == "range" or semantics.locks_pages or semantics.get_waits
+            semantics.by_range or semantics.locks_pages or semantics.get_waits
         )
         # The events of each kind of operation. The rules are asked once per mount.
         self.plans: Final[Mapping[Kind, Plan]] = {

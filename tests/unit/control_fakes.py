@@ -390,7 +390,13 @@ async def controlling(
         helper = helper or DirectHelper()
         files = Files(namespace, mountpoint, device, helper)
         made = server.Server(
-            *(socket, actions, files, shim, policy), receiver=helper, device=device
+            socket,
+            actions,
+            files,
+            shim,
+            policy,
+            receiver=helper,
+            device=device,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.run)
