@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -40,9 +40,22 @@ class PrivateNamespace:
         return self.run("sh", "-euc", script, **options)
 
 
+# Other tests' mounts: a copy would keep each daemon after its test has unmounted it. No
+# daemon is asked, because one may be stopped; and one may end meanwhile.
+_WITHOUT_MOUNTS: Final = (
+    "umount --all --types fuse.inaccfs --lazy --internal-only --no-canonicalize "
+    "2> /dev/null || true\n"
+)
+
+
 @contextmanager
-def private_namespace(script: str = "") -> Iterator[PrivateNamespace]:
-    """A new mount namespace, set up by a shell *script*; ends with its last process."""
+def private_namespace(
+    script: str = "", *, copies: bool = False
+) -> Iterator[PrivateNamespace]:
+    """A new mount namespace, set up by a shell *script*; ends with its last process.
+
+    It has no inaccfs mount, or *copies* of all.
+    """
     if os.geteuid() != 0:
         pytest.skip("a mount namespace needs root")
     if shutil.which("unshare") is None or shutil.which("nsenter") is None:
@@ -50,7 +63,7 @@ def private_namespace(script: str = "") -> Iterator[PrivateNamespace]:
     with subprocess.Popen(
         [
             *("unshare", "--mount", "--propagation", "private", "sh", "-euc"),
-            f"{script}\necho ready; exec cat",
+            f"{'' if copies else _WITHOUT_MOUNTS}{script}\necho ready; exec cat",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

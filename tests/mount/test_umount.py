@@ -290,7 +290,7 @@ def test_umount_says_that_another_namespace_has_a_copy(
     point: Path, scratch: Path
 ) -> None:
     with background(point, scratch) as pid:
-        with private_namespace() as namespace:
+        with private_namespace(copies=True) as namespace:
             message = umount(point)
             assert (
                 f"{point} is unmounted; its daemon {pid} goes on, because " in message
@@ -300,6 +300,13 @@ def test_umount_says_that_another_namespace_has_a_copy(
         support.wait_for_exit(pid)
 
 
+def test_a_namespace_of_another_test_has_no_copy(point: Path, scratch: Path) -> None:
+    """Otherwise tests that run at the same time would disturb each other."""
+    with background(point, scratch), private_namespace() as namespace:
+        assert " fuse.inaccfs " not in namespace.run("cat", "/proc/mounts").stdout
+        assert cli("umount", point).stderr == ""
+
+
 def test_umount_inside_a_container_that_does_not_see_the_daemon(
     point: Path, scratch: Path
 ) -> None:
@@ -307,7 +314,7 @@ def test_umount_inside_a_container_that_does_not_see_the_daemon(
     hide = f"mkdir {quoted(scratch / 'e')}"
     with support.mounted(point) as mount:
         sockets = quoted(mount.control.parent)
-        with private_namespace(hide) as namespace:
+        with private_namespace(hide, copies=True) as namespace:
             namespace.shell(f"mount -t tmpfs none {sockets}")
             before = time.monotonic()
             namespace.run(*inaccfs_command("umount", point))
@@ -323,7 +330,7 @@ def test_mounted_ends_its_daemon_in_spite_of_copies(scratch: Path, where: str) -
         own = OwnMount(finding.find(str(mount.path)))
         copies: dict[str, Callable[[], AbstractContextManager[object]]] = {
             "bind": lambda: bound(mount.path, scratch / "b"),
-            "namespace": private_namespace,
+            "namespace": lambda: private_namespace(copies=True),
             "lazily": lambda: opened(mount.path / "file"),
         }
         with copies[where]():
