@@ -77,16 +77,12 @@ def wait_readable(fd: int, seconds: float | None = None) -> bool:
 def end(process: subprocess.Popen[Any], seconds: float) -> None:
     """End a child by SIGTERM, and wait for it; kill it if it hangs after *seconds*.
 
-    One that ignores SIGTERM is killed at once: nothing else tells it to end. Its
-    `returncode` is None if it hangs in the kernel. Call it in exception handlers: after
-    a KeyboardInterrupt Popen's with block does not wait.
+    Its `returncode` is None if it hangs in the kernel. Call it in exception handlers:
+    after a KeyboardInterrupt Popen's with block does not wait.
     """
     process.terminate()
     # A stopped process does not see SIGTERM.
     process.send_signal(signal.SIGCONT)
-    if _ignores(process.pid, signal.SIGTERM):
-        kill(process)
-        return
     deadline = time.monotonic() + _BUSY_SECONDS
     idle = 0
     while idle < _LOOKS and time.monotonic() < deadline:
@@ -108,7 +104,7 @@ def kill(process: subprocess.Popen[Any]) -> None:
         process.wait(_KILLED_SECONDS)
 
 
-def _ignores(pid: int, number: int) -> bool:
+def ignores(pid: int, number: int) -> bool:
     """Whether a process ignores a signal; false if it has ended."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:

@@ -166,7 +166,11 @@ def _ended(command: Sequence[str], writer: int) -> tuple[int, bytes, bytes]:
         try:
             printed, complaints = process.communicate()
         except BaseException:
-            children.end(process, _ENDING_SECONDS)
+            # Ask before SIGTERM is sent: a run that takes down its mount ignores it.
+            if children.ignores(process.pid, signal.SIGTERM):
+                children.kill(process)
+            else:
+                children.end(process, _ENDING_SECONDS)
             raise
     return process.returncode, printed, complaints
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import stat
 import subprocess
@@ -224,6 +225,14 @@ def complaint(*arguments: str | Path, status: int = 1, **options: Any) -> str:
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("inaccfs: "), lines[0]
     return lines[0]
+
+
+def without_progress(text: str) -> str:
+    """*text* without lines of `inaccfs.cli.progress`.
+
+    A command prints one after half a minute, on a busy machine also a short command.
+    """
+    return re.sub(r"^inaccfs: .*, \d+ s\n", "", text, flags=re.MULTILINE)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 from inaccfs.experiments import catalogue
+from tests.mount.support import without_progress
 
 PAGES = Path(__file__).parents[2] / "docs" / "experiments"
 # It only decides how long a failing test takes.
@@ -23,7 +24,7 @@ LONG: Final = ("folios", "compaction", "dma")
 
 
 def experiment(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run `inaccfs experiment`, without the lines of progress on a busy machine."""
+    """Run `inaccfs experiment`, without its lines of progress."""
     ran = subprocess.run(
         [sys.executable, "-m", "inaccfs", "experiment", *words],
         capture_output=True,
@@ -31,9 +32,7 @@ def experiment(*words: str) -> subprocess.CompletedProcess[str]:
         timeout=PATIENCE,
         check=False,
     )
-    ran.stderr = re.sub(
-        r"^inaccfs: experiment .*, \d+ s\n", "", ran.stderr, flags=re.MULTILINE
-    )
+    ran.stderr = without_progress(ran.stderr)
     return ran
 
 

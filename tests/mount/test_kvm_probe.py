@@ -134,6 +134,21 @@ def test_a_kvm_with_an_error_differs_in_that_row_alone() -> None:
     ]
 
 
+def test_a_guest_that_gets_little_cpu_time_is_not_taken_to_be_endless(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [row for row in ROWS if row.name == "guest-copy"]
+    with simulated.opponent("guest_memfd-6.12") as opponent:
+        monkeypatch.setattr(simulated, "_ENDLESS", 0.0)
+        monkeypatch.setattr(simulated, "_TIMES", 1 << 20)
+        (found,) = compare([Asked(opponent)], rows)
+        assert found.outcomes == ["done; done; read 0x11223344; 4 cached"]
+        # One that has had it is.
+        monkeypatch.setattr(simulated, "_ENDLESS_CPU", 0.0)
+        (found,) = compare([Asked(opponent)], rows)
+        assert "no exit" in found.outcomes[0]
+
+
 def test_beside_this_machines_kvm_it_differs_as_listed() -> None:
     try:
         here.find()

@@ -42,7 +42,7 @@ def shell(commands: list[str], directory: Path) -> str:
         text=True,
     )
     assert done.returncode == 0, done.stdout
-    return done.stdout
+    return support.without_progress(done.stdout)
 
 
 def loose(line: str) -> str:
