@@ -1,4 +1,4 @@
-"""Child processes: forks that lose no signal."""
+"""Child processes: forks that lose no signal, and ends."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 import inaccfs
 from inaccfs import children
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TOP: Final = str(Path(inaccfs.__file__).resolve().parent.parent)
 
@@ -34,48 +38,43 @@ except KeyboardInterrupt:
 """
 
 
-class Recorded(subprocess.Popen[bytes]):
-    """A child that records its signals, and how long its end was waited for."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__([sys.executable, "-c", code], stdout=subprocess.PIPE)
-        assert self.stdout is not None
-        self.stdout.readline()
-        self.done: list[object] = []
-
-    def send_signal(self, sig: int) -> None:
-        self.done.append(signal.Signals(sig).name)
-        super().send_signal(sig)
-
-    def wait(self, timeout: float | None = None) -> int:
-        self.done.append(timeout)
-        return super().wait(timeout)
-
-
-WAITING: Final = """
-import signal
-signal.signal(signal.SIGTERM, signal.{0})
+# It ends by SIGCONT, as a daemon that is ending already ignores SIGTERM.
+ENDING: Final = """
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGCONT, lambda *_: os._exit(7))
 print(flush=True)
-signal.pause()
+while True:
+    signal.pause()
 """
 
 
-@pytest.mark.parametrize(
-    ("action", "done"),
-    [
-        ("SIG_DFL", ["SIGTERM", "SIGCONT", 30.0]),
-        ("SIG_IGN", ["SIGTERM", "SIGCONT", "SIGKILL", children._KILLED_SECONDS]),
-    ],
-)
-def test_a_child_that_ignores_sigterm_is_killed_at_once(
-    action: str, done: list[object]
-) -> None:
-    child = Recorded(WAITING.format(action))
-    children.end(child, 30.0)
-    assert child.returncode is not None
-    assert child.done[: len(done)] == done
-    assert child.stdout is not None
-    child.stdout.close()
+@contextmanager
+def child(code: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that has set up what its signals do."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE
+    ) as started:
+        try:
+            assert started.stdout is not None
+            started.stdout.readline()
+            yield started
+        finally:
+            started.kill()
+
+
+def test_a_child_that_ends_in_its_own_time_is_not_killed() -> None:
+    with child(ENDING) as ending:
+        children.end(ending, 30.0)
+        assert ending.returncode == 7
+
+
+def test_whether_a_process_ignores_a_signal() -> None:
+    with child(ENDING) as ending:
+        assert children.ignores(ending.pid, signal.SIGTERM)
+        assert not children.ignores(ending.pid, signal.SIGCONT)
+        assert not children.ignores(ending.pid, signal.SIGUSR1)
+    assert not children.ignores(ending.pid, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("hook", ["before", "after_in_parent"])
