@@ -120,11 +120,23 @@ def _ignores(pid: int, number: int) -> bool:
 
 def _is_running(pid: int) -> bool:
     """Whether a process is runnable, and does not wait."""
+    return _state(pid) == "R"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal or a debugger has stopped a process."""
+    return _state(pid) in ("T", "t")
+
+
+def _state(pid: int) -> str:
+    """The letter of a process's state in proc_pid_stat(5).
+
+    It is "" if the process has ended, or if /proc is mounted with hidepid and hides it.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name before the state is in parentheses, and may contain them: see
-            # proc(5).
-            return file.read().rpartition(b")")[2].split()[0] == b"R"
-    except (FileNotFoundError, ProcessLookupError):
-        # It has just ended; if SIGCHLD is ignored there is no zombie.
-        return False
+            # The name before the state is in parentheses, and may contain them.
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        # If SIGCHLD is ignored there is no zombie.
+        return ""

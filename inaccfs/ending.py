@@ -315,8 +315,11 @@ def _end_silent(found: MountInfo) -> str | None:
         )
     if daemon is not None:
         with daemon:
-            # One that answers is another mount's, in another mount namespace.
-            if not daemon.has_ended(_ENDING_SECONDS) and not daemon.serves():
+            # One that is stopped neither ends nor serves. One that answers is another
+            # mount's, in another mount namespace.
+            if children.is_stopped(daemon.pid) or not (
+                daemon.has_ended(_ENDING_SECONDS) or daemon.serves()
+            ):
                 message += (
                     f"; {daemon.pid} is still there with its memory: kill -CONT "
                     f"{daemon.pid} lets it end if it is stopped, kill -KILL "

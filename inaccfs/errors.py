@@ -8,7 +8,11 @@ an errno. A bug keeps the exception that Python raised.
 from __future__ import annotations
 
 import errno
-from typing import Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NO_PROCESS: Final = (
     "no more processes are allowed: see ulimit -u, and TasksMax= of a service"
@@ -91,6 +95,17 @@ class NoThreadError(InaccfsError):
         super().__init__(
             f"cannot start a thread: {NO_PROCESS}; or memory is short: see ulimit -v"
         )
+
+
+@contextmanager
+def starting_thread() -> Iterator[None]:
+    """A with block that starts a thread: raises `NoThreadError` if it cannot."""
+    try:
+        yield
+    except RuntimeError as exc:
+        if not means_no_thread(exc):
+            raise
+        raise NoThreadError from exc
 
 
 class PageError(OSError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from inaccfs.cli import mountoptions, output, terminal
 from inaccfs.cli.statuses import TROUBLE
 from inaccfs.errors import OptionError
+from inaccfs.kvmcalls import DEVICE
 from inaccfs.words import quoted
 
 if TYPE_CHECKING:
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
     from inaccfs.kvm.probe.table import Result, Side
 
-_DEVICE: Final = "/dev/kvm"
 _RECORDED: Final = "recorded"
 _EMULATED: Final = "emulated"
+AGAINST: Final = (DEVICE, _RECORDED, _EMULATED)
+"""What --against may be."""
 
 _DESCRIPTION = """\
 Ask a KVM some 350 questions about private memory: what each ioctl refuses, what a guest
@@ -83,7 +85,7 @@ def _opponent(against: str | None) -> tuple[Side | None, str | None]:
 
     if against is None:
         return None, None
-    if against == _DEVICE:
+    if against == DEVICE:
         found = here.find()
         return table.Asked(found.opponent), found.semantics
     if against == _RECORDED:
@@ -97,7 +99,7 @@ def _opponent(against: str | None) -> tuple[Side | None, str | None]:
         emulated = Emulated()
         return emulated, here.version_of(emulated.kernel.release)
     raise OptionError(
-        f"--against {quoted(against)}: give {_DEVICE}, {_RECORDED} or {_EMULATED}"
+        f"--against {quoted(against)}: give {DEVICE}, {_RECORDED} or {_EMULATED}"
     )
 
 

@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
     from contextlib import ExitStack
+    from typing import Unpack
 
     from inaccfs.client import Client, File, Notifier
-    from inaccfs.control.messages import Extent
+    from inaccfs.client.notifying import Callback, Options
+    from inaccfs.control.messages import Extent, Semantics
     from inaccfs.kvm import VM, Vcpu
     from inaccfs.launch import Mount
 
-# Anything that takes longer counts as a hang.
-PATIENCE: Final = 30.0
+# Anything that takes longer counts as a hang. Only a deadlock does, however busy the
+# machine is.
+PATIENCE: Final = 60.0
 
 # Options of a mount with simulated frames, which are reused in a known order: the next
 # allocation gets the frame that was freed last.
@@ -52,14 +55,17 @@ except inaccfs.InaccfsError as exc:
 """
 
 
-def allocate(fd: int, pages: int) -> None:
-    """Allocate the first pages of a file."""
-    fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, pages << PAGE_SHIFT)
+def allocate(fd: int, pages: int, first: int = 0) -> None:
+    """Allocate pages of a file, from page *first* on; the size stays."""
+    fallocate(fd, FALLOC_FL_KEEP_SIZE, first << PAGE_SHIFT, pages << PAGE_SHIFT)
 
 
-def punch(fd: int, pages: int) -> None:
-    """Punch the first pages of a file; returns when all notifiers have answered."""
-    fallocate(fd, PUNCH, 0, pages << PAGE_SHIFT)
+def punch(fd: int, pages: int, first: int = 0) -> None:
+    """Punch pages of a file, from page *first* on.
+
+    Returns when all notifiers have answered.
+    """
+    fallocate(fd, PUNCH, first << PAGE_SHIFT, pages << PAGE_SHIFT)
 
 
 def new_file(stack: ExitStack, shim: Client, name: str, pages: int) -> int:
@@ -92,17 +98,16 @@ def read(vcpu: Vcpu, gpa: int, size: int) -> bytes:
 
 def listen(
     file: File,
+    rules: Semantics,
     start: int,
     end: int,
-    scope: str,
-    callback: Callable[..., object],
-    *,
-    with_frames: bool = False,
+    invalidate: Callback | None = None,
+    **callbacks: Unpack[Options],
 ) -> Notifier:
-    """Register a notifier for pages, by file or by range as the semantics require."""
-    if scope == "range":
-        return file.bind(start, end, callback, with_frames=with_frames)
-    return file.register_notifier(callback, with_frames=with_frames)
+    """Register a notifier for pages, by file or by range as the rules say."""
+    if rules.by_range:
+        return file.bind(start, end, invalidate, **callbacks)
+    return file.register_notifier(invalidate, **callbacks)
 
 
 def outcome(call: Callable[[], object]) -> str:
@@ -110,7 +115,7 @@ def outcome(call: Callable[[], object]) -> str:
     try:
         call()
     except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
+        return errnos.name(exc.errno)
     return "ok"
 
 
@@ -185,8 +190,8 @@ class Neighbour:
     def __init__(self, stack: ExitStack, shim: Client, pages: int) -> None:
         fd = new_file(stack, shim, "neighbour", pages)
         self._file: Final = stack.enter_context(shim.file(fd))
-        scope = shim.query_semantics().scope
-        stack.enter_context(listen(self._file, 0, pages, scope, lambda *_: None))
+        rules = shim.query_semantics()
+        stack.enter_context(listen(self._file, rules, 0, pages, lambda *_: None))
         self._pages = 0
         # The frames of this file so far.
         self.frames: Final[set[int]] = set()

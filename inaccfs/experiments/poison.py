@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import errnos
 from inaccfs.client import connect
+from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit
 from inaccfs.kvm.uapi import PAGE_SIZE
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,6 @@ _PAGES: Final = 1024
 _POISONED: Final = 3
 _NEIGHBOUR: Final = 5
 _UNTOUCHED: Final = 600
-_PATIENCE: Final = 60.0
 
 _CONTENT: Final = {bytes(PAGE_SIZE): "zeros", b"d" * PAGE_SIZE: "its data"}
 _LEVELS: Final = {None: "nothing", 1: "4K", 2: "2M"}
@@ -38,9 +37,9 @@ def _outcome(call: Callable[[], object]) -> str:
     try:
         found = call()
     except MemoryFaultExit as exc:
-        return f"exit, {errnos.NAMES[exc.errno]}"
+        return f"exit, {errnos.name(exc.errno)}"
     except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
+        return errnos.name(exc.errno)
     return found if isinstance(found, str) else "ok"
 
 
@@ -59,12 +58,13 @@ def _listen(bench: Bench, other: Client) -> tuple[str, list[str], bool]:
     with ExitStack() as stack:
         fd = bench.shim.memfd_create("listener", size=_PAGES * PAGE_SIZE)
         stack.callback(os.close, fd)
-        fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, _PAGES * PAGE_SIZE)
+        parts.allocate(fd, _PAGES)
         file = stack.enter_context(bench.shim.file(fd))
-        register = file.register_notifier
-        if bench.shim.query_semantics().scope == "range":
-            register = partial(file.bind, 0, _PAGES)
-        notifier = register(
+        notifier = parts.listen(
+            file,
+            bench.shim.query_semantics(),
+            0,
+            _PAGES,
             invalidate_start=partial(hear, "START"),
             invalidate_end=partial(hear, "END"),
             error=partial(hear, "MEMORY_ERROR"),
@@ -73,7 +73,7 @@ def _listen(bench: Bench, other: Client) -> tuple[str, list[str], bool]:
         reply = _outcome(lambda: file.memory_failure(_POISONED))
         if reply == "ok":
             # MEMORY_ERROR is sent without waiting for an answer.
-            last.wait(_PATIENCE)
+            last.wait(parts.PATIENCE)
     return reply, heard, any(one is not None for one in waiting)
 
 
@@ -85,7 +85,7 @@ class _Guest:
         self._puts: Final = bench.shim.query_semantics().keeps_references
         self.fd: Final = bench.shim.memfd_create("guest", size=size)
         stack.callback(os.close, self.fd)
-        fallocate(self.fd, FALLOC_FL_KEEP_SIZE, 0, size)
+        parts.allocate(self.fd, _PAGES)
         self.other: Final[File] = stack.enter_context(other.file(self.fd))
         # Set when KVM has the event and has not zapped yet; when it may zap; when it
         # has.
@@ -105,7 +105,7 @@ class _Guest:
     def _hook(self, point: str, _start: int, _end: int) -> None:
         if point == "invalidate:begin":
             self.got_event.set()
-            self.may_zap.wait(_PATIENCE)
+            self.may_zap.wait(parts.PATIENCE)
         elif point == "invalidate:end":
             self.zapped.set()
 
@@ -128,8 +128,7 @@ class _Guest:
         return _outcome(get)
 
     def punch(self, page: int) -> None:
-        mode = PUNCH
-        fallocate(self.fd, mode, page * PAGE_SIZE, PAGE_SIZE)
+        parts.punch(self.fd, 1, page)
 
     def report(self, page: int) -> str:
         """Report a memory failure; the outcome, and the number of events to KVM."""
@@ -138,7 +137,7 @@ class _Guest:
         reply = _outcome(lambda: self.other.memory_failure(page))
         if reply != "ok":
             return reply
-        self.zapped.wait(_PATIENCE)
+        self.zapped.wait(parts.PATIENCE)
         return f"ok, events: {self.vm.stats.invalidations - before}"
 
 
@@ -178,7 +177,7 @@ def _read_in_window(guest: _Guest) -> str:
     with ThreadPoolExecutor() as pool:
         report = pool.submit(guest.report, _POISONED)
         report.add_done_callback(lambda _: guest.got_event.set())
-        guest.got_event.wait(_PATIENCE)
+        guest.got_event.wait(parts.PATIENCE)
         found = guest.read(_POISONED)
         guest.may_zap.set()
     return found

@@ -12,7 +12,7 @@ from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm import VM
 from inaccfs.kvm.uapi import PAGE_SIZE
-from inaccfs.semantics import V10
+from inaccfs.semantics import V10, load
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -49,7 +49,7 @@ class _World:
         self.bench: Final = bench
         self.shim: Final = bench.shim
         rules = self.shim.query_semantics()
-        self._scope: Final = rules.scope
+        self._rules: Final = rules
         self.locks: Final = rules.locks_pages
         self.puts: Final = rules.keeps_references
         self.fd: Final = parts.new_file(stack, self.shim, "file", _PAGES)
@@ -61,7 +61,7 @@ class _World:
         shim = self._stack.enter_context(connect(self.bench.mount.path))
         file = self._stack.enter_context(shim.file(self.fd))
         # Never unregister it: a user that was disconnected could not do so.
-        parts.listen(file, 0, _PAGES, self._scope, lambda *_: None)
+        parts.listen(file, self._rules, 0, _PAGES, lambda *_: None)
         return file
 
     def punch(self) -> None:
@@ -190,16 +190,22 @@ def _punch_own(world: _World) -> dict[str, object]:
     return {"a user that punches its own pages": outcome}
 
 
-# How long a locked page may delay a punch; in the kernel there is no limit.
-_PARTS: Final = ((10.0, (_share, _fault, _kill)), (1.0, (_forget, _punch_own)))
+# How long a locked page that nobody puts may delay a punch; in the kernel there is no
+# limit.
+_LOCKED: Final = {"ack_timeout": 1.0}
+
+# Whether users keep pages for ever in these parts.
+_PARTS: Final = ((False, (_share, _fault, _kill)), (True, (_forget, _punch_own)))
 
 
 def _run(lab: Lab) -> None:
     columns: list[dict[str, object]] = []
     for semantics in lab.semantics:
+        locks = load.load(semantics).locks_pages
         cells: dict[str, object] = {}
-        for seconds, some in _PARTS:
-            with lab.bench(semantics, ack_timeout=seconds, **parts.SIMULATED) as bench:
+        for keeps, some in _PARTS:
+            options = parts.SIMULATED | (_LOCKED if keeps and locks else {})
+            with lab.bench(semantics, **options) as bench:
                 for part in some:
                     with ExitStack() as stack:
                         cells |= part(_World(stack, bench))

@@ -6,7 +6,7 @@ import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from inaccfs.errors import NoThreadError, means_no_thread
+from inaccfs.errors import starting_thread
 from inaccfs.explore.unseen import guarded
 
 try:
@@ -88,13 +88,8 @@ class Batons:
             self._hub.release()
 
         thread = threading.Thread(target=run, daemon=True)
-        try:
-            with guarded(on=False):
-                thread.start()
-        except RuntimeError as exc:
-            if not means_no_thread(exc):
-                raise
-            raise NoThreadError from exc
+        with starting_thread(), guarded(on=False):
+            thread.start()
         return thread, baton
 
     def enter(self, thread: Thread) -> None:

@@ -12,10 +12,9 @@ from inaccfs import mountinfo
 from inaccfs.errnos import os_error
 from inaccfs.errors import (
     NoAnswerError,
-    NoThreadError,
     NotMountedError,
     OptionError,
-    means_no_thread,
+    starting_thread,
 )
 
 if TYPE_CHECKING:
@@ -176,12 +175,8 @@ def ask(question: Callable[[], T], seconds: float) -> T:
 
     # A thread that waits for a stopped daemon cannot be ended, only abandoned.
     thread = threading.Thread(target=run, daemon=True)
-    try:
+    with starting_thread():
         thread.start()
-    except RuntimeError as exc:
-        if not means_no_thread(exc):
-            raise
-        raise NoThreadError from exc
     try:
         answer = answers.get(timeout=seconds)
     except queue.Empty:

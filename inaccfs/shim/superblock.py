@@ -11,7 +11,7 @@ import trio
 
 from inaccfs.semantics.attributes import BOTH
 from inaccfs.shim.attributes import Attributes
-from inaccfs.shim.call import Kind
+from inaccfs.shim.call import Kind, PageRange
 from inaccfs.shim.frameoptions import FRAME_BYTES, HUGE_ORDER
 from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.loop import TRIO
@@ -152,10 +152,10 @@ class Superblock:
                 return attributes.kinds(start, end)
         return BOTH
 
-    def around(self, start: int, end: int) -> tuple[int, int]:
+    def around(self, start: int, end: int) -> PageRange:
         """Pages from *start* to *end*, widened to whole granules."""
         pages = self.granule_pages
-        return start // pages * pages, -(-end // pages) * pages
+        return PageRange(start // pages * pages, -(-end // pages) * pages)
 
     @property
     def whole_call(self) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# By then background closes are done, and idle threads have ended.
+# By then background closes are done, and idle threads have ended, of any daemon.
 _SETTLED_SECONDS: Final = 60.0
 
 _CONNECTIONS: Final = "/sys/fs/fuse/connections"
@@ -67,7 +67,7 @@ class Census:
 
     # By the file that they refer to, with numbers written as N.
     fds: dict[str, int]
-    # Of the daemon itself. Idle worker threads end after ten seconds.
+    # Of the daemon itself. Idle worker threads end after ten seconds: see lean_daemon.
     threads: int
     # Below the daemon: its helpers and their workers.
     processes: int
@@ -121,6 +121,17 @@ def _sockets_below(path: Path) -> list[str]:
     return [name for name in names if name.startswith(f"{path}/")]
 
 
+def _connection(number: str) -> int | None:
+    """The inode of the control directory of a FUSE connection; None if there is none.
+
+    There is none, either, where nobody has mounted fusectl.
+    """
+    try:
+        return os.stat(f"{_CONNECTIONS}/{number}").st_ino
+    except FileNotFoundError:
+        return None
+
+
 class Ground:
     """A directory, and a mark on processes, of which a test must leave nothing.
 
@@ -133,8 +144,10 @@ class Ground:
     def __init__(self, path: Path) -> None:
         self.path: Final = path
         self._own_fds = _fds("self")
-        # Numbers of FUSE connections, which are those of their mounts' devices.
-        self._connections: set[str] = set()
+        # The inodes of FUSE connections, by number. Numbers are those of the mounts'
+        # devices, and the kernel uses them again for mounts of other tests; no two
+        # connections have one inode number.
+        self._connections: dict[str, int] = {}
 
     def remember(self, path: Path) -> None:
         """Note the FUSE connection of a mount, which must end with the mount."""
@@ -143,7 +156,9 @@ class Ground:
             for line in lines:
                 words = line.split()
                 if words[4] == str(path):
-                    self._connections.add(words[2].partition(":")[2])
+                    number = words[2].partition(":")[2]
+                    if (inode := _connection(number)) is not None:
+                        self._connections[number] = inode
 
     def processes(self) -> list[tuple[int, str]]:
         """The other processes with our mark, by pid and command line."""
@@ -169,8 +184,8 @@ class Ground:
             "files": sorted(os.listdir(self.path)),
             "connections": [
                 number
-                for number in self._connections
-                if os.path.exists(f"{_CONNECTIONS}/{number}")
+                for number, inode in self._connections.items()
+                if _connection(number) == inode
             ],
             "fds of the test": dict(_fds("self") - self._own_fds),
         }

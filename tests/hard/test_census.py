@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.hard import census
 from tests.hard.census import Census
 from tests.mount import support
 from tests.mount.peers import peer
@@ -62,3 +63,22 @@ def test_resources_of_a_mount_are_reported(ground: Ground, point: Path) -> None:
     assert held.inodes == before.inodes + 1
     assert held.fds["socket:[N]"] == before.fds["socket:[N]"] + 1
     assert before.mounts == held.mounts == 1
+
+
+def test_a_connection_that_stays_is_reported_and_not_the_next_with_its_number(
+    ground: Ground, point: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount of another test may get the number as soon as it is free."""
+    connections, following = ground.path / "connections", ground.path / "following"
+    connections.mkdir()
+    monkeypatch.setattr(census, "_CONNECTIONS", str(connections))
+    with support.mounted(point):
+        number = str(os.minor(os.stat(point).st_dev))
+        (connections / number).mkdir()
+        ground.remember(point)
+    assert ground.left()["connections"] == [number]
+    following.mkdir()
+    following.rename(connections / number)
+    assert "connections" not in ground.left()
+    (connections / number).rmdir()
+    connections.rmdir()

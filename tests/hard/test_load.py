@@ -7,23 +7,23 @@ import select
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from tests.hard.budget import times
 from tests.hard.census import Census, settle
-from tests.hard.daemons import actor
+from tests.hard.daemons import actor, running
 from tests.mount import raw, support
 from tests.mount.peers import Peer, peer
 from tests.mount.support import MIB, PAGE, new_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
-    from inaccfs import Mount
     from tests.hard.census import Ground
+    from tests.hard.daemons import Daemon
 
 pytestmark = pytest.mark.fuse
 
@@ -34,25 +34,34 @@ REFERENCES: Final = times(60_000, 1_000_000)
 # The pages of a file that all peers fetch from: 64 MiB.
 PAGES: Final = 16384
 
-# The longest wait of a stat(2) on a busy machine; the target in docs/reliability.md is
-# for a quiet one.
-STAT_SECONDS: Final = 2.0
+# The most CPU time that the daemon's loop may use for other work while a stat(2) waits.
+# The target in docs/reliability.md is a time on a quiet machine.
+STAT_SECONDS: Final = 0.5
 
 
 class Latency:
     """The times of stat(2) of a file, which a thread calls again and again."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pid: int) -> None:
+        """*pid* is the daemon's."""
         self._path = path
+        self._loop = Path(f"/proc/{pid}/task/{pid}/schedstat")
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.seconds: list[float] = []
+        # The CPU time of the daemon's loop meanwhile: it does not depend on what else
+        # runs on the machine.
+        self.cpu_seconds: list[float] = []
+
+    def _cpu(self) -> float:
+        return int(self._loop.read_text().split()[0]) / 1e9
 
     def _run(self) -> None:
         while not self._over.wait(0.001):
-            before = time.perf_counter()
+            cpu, before = self._cpu(), time.perf_counter()
             os.stat(self._path)
             self.seconds.append(time.perf_counter() - before)
+            self.cpu_seconds.append(self._cpu() - cpu)
 
     @contextmanager
     def measured(self) -> Iterator[None]:
@@ -66,7 +75,10 @@ class Latency:
     def __str__(self) -> str:
         found = sorted(self.seconds)
         p50, p99 = (found[len(found) * part // 100] * 1000 for part in (50, 99))
-        return f"stat: p50 {p50:.3f} ms, p99 {p99:.3f} ms, worst {found[-1] * 1000:.1f}"
+        return (
+            f"stat: p50 {p50:.3f} ms, p99 {p99:.3f} ms, worst {found[-1] * 1000:.1f}, "
+            f"CPU time of the loop at most {max(self.cpu_seconds) * 1000:.1f}"
+        )
 
 
 def fetch(shim: Peer, first: int, count: int) -> list[dict[str, Any]]:
@@ -82,7 +94,7 @@ def fetch(shim: Peer, first: int, count: int) -> list[dict[str, Any]]:
     return found
 
 
-def punch_with_all(mount: Mount, peers: list[Peer], first: int) -> None:
+def punch_with_all(mount: Daemon, peers: list[Peer], first: int) -> None:
     """A punch; every peer gets the event and answers it."""
     with actor(
         "punch", mount.path / "guest", str(first * PAGE), str(8 * PAGE)
@@ -102,6 +114,22 @@ def punch_with_all(mount: Mount, peers: list[Peer], first: int) -> None:
         assert punch.hear() == "ok"
 
 
+@contextmanager
+def loaded(ground: Ground, point: Path, *options: str) -> Iterator[Daemon]:
+    """A daemon without idle threads, which must end well."""
+    with ExitStack() as stack:
+        with running(
+            ground, point, *options, module="tests.hard.lean_daemon"
+        ) as daemon:
+            # The log is open because its name is removed with the mount.
+            log = stack.enter_context(daemon.log.open(errors="replace"))
+            # The second helper starts after the daemon is ready.
+            support.ask_until(lambda: len(support.children_of(daemon.pid)) == 2)
+            yield daemon
+        assert daemon.process.returncode == 0
+        support.assert_clean(log.read())
+
+
 @pytest.mark.parametrize("source", ["simulated", "auto"])
 def test_a_load_leaves_nothing(
     ground: Ground,
@@ -109,20 +137,18 @@ def test_a_load_leaves_nothing(
     source: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    with support.mounted(
-        point, size="512m", pfn_source=source, ack_timeout=600
-    ) as mount:
-        ground.remember(point)
+    options = ("--size=512m", "--pfn-source", source, "--ack-timeout=600")
+    with loaded(ground, point, *options) as mount:
         new_file(point / "asked", PAGE)
         with peer(mount.control) as shim:
             shim.do("query-status")
         before = Census.calm(mount.pid, point)
-        latency = Latency(point / "asked")
+        latency = Latency(point / "asked", mount.pid)
         with latency.measured():
             _load(mount)
         record_property("latency", str(latency))
         print(f"{PEERS} peers, {FILES} files, {REFERENCES} references: {latency}")
-        assert max(latency.seconds) < STAT_SECONDS, str(latency)
+        assert max(latency.cpu_seconds) < STAT_SECONDS, str(latency)
         with peer(mount.control) as shim:
             support.ask_until(lambda: shim.do("query-stats")["peers"] == 1)
             stats = shim.do("query-stats")
@@ -131,12 +157,12 @@ def test_a_load_leaves_nothing(
         settle_to(before, mount)
 
 
-def settle_to(before: Census, mount: Mount) -> None:
+def settle_to(before: Census, mount: Daemon) -> None:
     """Wait until no resource is above its count *before*."""
     settle(lambda: Census.of(mount.pid, mount.path).more_than(before), {}, "left")
 
 
-def _load(mount: Mount) -> None:
+def _load(mount: Daemon) -> None:
     guest = new_file(mount.path / "guest", PAGES * PAGE)
     os.mkdir(mount.path / "many")
     for number in range(FILES):
@@ -185,7 +211,7 @@ def len_of(extents: list[dict[str, Any]]) -> int:
 
 def test_peers_that_come_and_go(ground: Ground, point: Path) -> None:
     """Each peer has an fd, a notifier and references that it does not put."""
-    with support.mounted(point, pfn_source="simulated") as mount:
+    with loaded(ground, point, "--pfn-source", "simulated") as mount:
         guest = new_file(point / "guest", MIB)
         with peer(mount.control) as shim:
             shim.do("query-status")

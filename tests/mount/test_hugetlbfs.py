@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 import inaccfs
 from inaccfs.errors import BusError
+from tests import hugepages
 from tests.mount import raw, support
 from tests.mount.support import (
     MIB,
@@ -25,28 +24,12 @@ from tests.mount.support import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.fuse, support.needs_root]
 
 PAGES: Final = 8
-_POOL: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 HUGE: Final = 2 * MIB
-
-
-@contextmanager
-def reserved(count: int) -> Iterator[None]:
-    """*count* more huge pages in the pool, during a with block."""
-    try:
-        before = int(_POOL.read_text())
-        _POOL.write_text(str(before + count))
-    except OSError as exc:
-        pytest.skip(f"no huge pages of 2 MiB: {exc.strerror}")
-    try:
-        if int(_POOL.read_text()) < before + count:
-            pytest.skip(f"{count} huge pages of 2 MiB cannot be had")
-        yield
-    finally:
-        _POOL.write_text(str(before))
 
 
 @pytest.fixture
@@ -54,7 +37,7 @@ def pool(scratch: Path) -> Iterator[Path]:
     """A hugetlbfs for the test, with free pages."""
     path = scratch / "huge"
     path.mkdir()
-    with reserved(PAGES):
+    with hugepages.reserved(PAGES):
         options = f"pagesize=2M,size={PAGES * HUGE},mode=700"
         if run(
             "mount", "-t", "hugetlbfs", "-o", options, "none", path, status=None

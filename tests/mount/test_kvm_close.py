@@ -13,7 +13,7 @@ import pytest
 
 import inaccfs
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, Vmm
-from tests.mount.support import ask_until
+from tests.mount.support import PATIENCE, ask_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -262,7 +262,7 @@ def test_a_weak_name_does_not_keep_a_file(semantics: str) -> None:
                 weak.put_pfn(weak.get_pfn(3).pfn)
                 assert not heard
                 strong.close()
-                assert done.wait(10)
+                assert done.wait(PATIENCE)
                 with pytest.raises(OSError, match=r"closed by all") as caught:
                     weak.get_pfn(3)
                 assert caught.value.errno == errno.EFAULT

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Command)
 
 # It only decides how long a failing test takes.
-PATIENCE: Final = 10.0
+PATIENCE: Final = 60.0
 
 
 class Hold:

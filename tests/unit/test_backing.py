@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
 from inaccfs.errors import BackingError, OptionError
+from tests import hugepages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from inaccfs.backing.root import Backing
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can")
-HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
 @contextmanager
@@ -96,22 +97,13 @@ def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
     """A hugetlbfs with two pages, as long as the machine has them."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a hugetlbfs")
-    try:
-        before = HUGE_PAGES.read_text()
-        HUGE_PAGES.write_text(str(int(before) + 2))
-    except OSError as exc:
-        pytest.skip(f"no huge pages: {exc}")
-    try:
-        if int(HUGE_PAGES.read_text()) < int(before) + 2:
-            pytest.skip("no memory for huge pages")
+    with hugepages.reserved(2, hugepages.default_size()):
         try:
             mountcalls.mount("none", str(tmp_path), "hugetlbfs", 0, "mode=0700")
         except OSError as exc:
             pytest.skip(f"no hugetlbfs: {exc}")
         yield tmp_path
         mountcalls.umount(str(tmp_path), mountcalls.MNT_DETACH)
-    finally:
-        HUGE_PAGES.write_text(before)
 
 
 def test_the_page_of_a_hugetlbfs_is_the_huge_page(hugetlbfs: Path) -> None:
@@ -334,6 +326,32 @@ def test_the_directory_of_a_killed_daemon_is_removed_first(refusing: Path) -> No
     with closing(private_tmpfs(TmpfsOptions(), fallback_name="t")):
         assert os.listdir(refusing) == [f"t.{os.getpid()}"]
         assert os.listdir(refusing / f"t.{os.getpid()}") == []
+
+
+@forks
+@pytest.mark.parametrize("step", ["flock", "open_root"])
+def test_one_that_another_process_removes_before_it_is_locked_is_made_again(
+    step: str, refusing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: Any = fcntl if step == "flock" else fallback
+    true = getattr(where, step)
+    removed: list[Path] = []
+
+    def late(*arguments: Any) -> Any:
+        if not removed and (made := list(refusing.iterdir())):
+            removed.extend(made)
+            os.chown(removed[0], os.geteuid(), -1)
+            remove_fallbacks("t")
+            assert os.listdir(refusing) == []
+        return true(*arguments)
+
+    fds = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(where, step, late)
+    with closing(private_tmpfs(TmpfsOptions(), fallback_name="t")) as backing:
+        assert removed == [refusing / f"t.{os.getpid()}"]
+        os.close(os.open("file", os.O_CREAT, dir_fd=backing.root))
+        assert os.listdir(removed[0]) == ["file"]
+    assert len(os.listdir("/proc/self/fd")) == fds
 
 
 @forks

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inaccfs import __version__
-from inaccfs.control import messages, qmp, server
+from inaccfs.control import messages, qmp, readers, server
 from inaccfs.control.context import Actions
 from inaccfs.control.limits import Limits
 from inaccfs.errors import MountError
@@ -59,6 +59,25 @@ async def test_nothing_goes_before_the_negotiation(control: Control) -> None:
         assert control.daemon.quits == 0
         assert await peer.ask('{"execute": "qmp_capabilities"}') == {"return": {}}
         assert await peer.ask('{"execute": "quit"}') == {"return": {}}
+    assert control.daemon.quits == 1
+
+
+async def test_what_is_sent_with_the_negotiation_comes_after_it(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a task executes qmp_capabilities, because the loop is late."""
+    monkeypatch.setattr(readers, "_TURN_SECONDS", -1.0)
+    async with control.peer(negotiate=False) as peer:
+        await peer.send(
+            '{"execute": "qmp_capabilities", "id": 1}\n'
+            '{"execute": "invalidate-done", "id": 2,'
+            ' "arguments": {"notifier": 1, "sequence": 1}}\n'
+            '{"execute": "quit", "id": 3}\n'
+        )
+        answers = [await peer.answer() for _ in range(3)]
+        assert [answer["id"] for answer in answers] == [1, 2, 3]
+        assert "ENOENT" in answers[1]["error"]["desc"]
+        assert answers[0]["return"] == answers[2]["return"] == {}
     assert control.daemon.quits == 1
 
 

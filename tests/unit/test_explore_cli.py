@@ -140,7 +140,7 @@ def test_a_bound_is_told(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reason"),
     [
         (["pnch"], "unknown scenario 'pnch': did you mean punch?"),
         (["punch", "--kvm", "weak"], "unknown KVM 'weak'"),
@@ -160,9 +160,9 @@ def test_a_bound_is_told(run: Run) -> None:
         (["/nowhere.py:X"], "no such file"),
     ],
 )
-def test_wrong_words_are_status_2(run: Run, words: list[str], told: str) -> None:
+def test_wrong_words_are_status_2(run: Run, words: list[str], reason: str) -> None:
     status, _, err = run(*words)
-    assert (status, told in err) == (2, True), err
+    assert (status, reason in err) == (2, True), err
 
 
 def test_the_replay_of_another_version_is_refused(run: Run) -> None:
@@ -171,7 +171,7 @@ def test_the_replay_of_another_version_is_refused(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("actors", "told"),
+    ("actors", "reason"),
     [
         (
             "def actor_a(self):\n    raise RuntimeError('no')",
@@ -206,10 +206,10 @@ def test_the_replay_of_another_version_is_refused(run: Run) -> None:
     ],
 )
 def test_a_scenario_that_is_wrong_is_status_4(
-    run: Run, scenario: Callable[[str], str], actors: str, told: str
+    run: Run, scenario: Callable[[str], str], actors: str, reason: str
 ) -> None:
     status, _, err = run(scenario(actors), "--semantics", "v10")
-    assert (status, told in err) == (4, True), err
+    assert (status, reason in err) == (4, True), err
 
 
 def test_always_is_asked_after_each_step(
@@ -580,8 +580,8 @@ def test_rules_without_an_end_are_named(
     assert (status, err.startswith(f"inaccfs: {rules}{name}: ")) == (4, True), err
     mine = scenario("def actor_a(self): pass")
     status, _, err = run(mine, *words)
-    told = f"inaccfs: {mine}, {rules}{name}: "
-    assert (status, err.startswith(told)) == (4, True), err
+    prefix = f"inaccfs: {mine}, {rules}{name}: "
+    assert (status, err.startswith(prefix)) == (4, True), err
 
 
 # What one process does, as callbacks of a fork stay registered.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from inaccfs.client.notifying import Callback
     from inaccfs.inprocess import Due, File, Notifier
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 # Each page has a folio of its own.
 SMALL = SimulatedMemory(order=0)
 

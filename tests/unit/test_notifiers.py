@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -12,6 +13,9 @@ import trio.testing
 from inaccfs.shim.notifiers import Notice, Notifiers
 from inaccfs.shim.trace import FileTrace, Trace
 from tests.unit.fakes import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ACK_SECONDS = 10.0
 
@@ -22,11 +26,14 @@ class Listener:
 
     events: list[tuple[str, int, int, int | None]] = field(default_factory=list)
     evicted: bool = False
+    # Called with each event.
+    hears: Callable[[], object] = lambda: None
 
     who = number = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         self.events.append((notice.event, notice.start, notice.end, sequence))
+        self.hears()
 
     def evict(self) -> None:
         self.evicted = True
@@ -77,6 +84,25 @@ async def test_the_event_is_sent_to_all_before_any_answer(
         notifiers.answer(first, 1)
     assert (trace.counters.invalidations, trace.counters.events) == (1, 2)
     assert trace.counters.evictions == 0
+
+
+async def test_all_are_waited_for_when_the_first_gets_the_event(
+    notifiers: Notifiers,
+) -> None:
+    """Other tasks run before the next one gets it, and may ask who has not answered."""
+    listeners = await registered(notifiers, 2)
+    waiting: list[list[int | None]] = []
+    for one in listeners:
+        one.hears = lambda: waiting.append(
+            [notifiers.waiting(one) for one in notifiers]
+        )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidate, notifiers)
+        await trio.testing.wait_all_tasks_blocked()
+        for one in listeners:
+            notifiers.answer(one, 1)
+    assert waiting == [[1, 1], [1, 1]]
+    assert [notifiers.waiting(one) for one in listeners] == [None, None]
 
 
 async def test_each_event_has_its_own_sequence(notifiers: Notifiers) -> None:
@@ -221,3 +247,40 @@ async def test_a_change_of_the_list_is_reported() -> None:
     (one,) = await registered(made, 1)
     await made.unregister(one)
     assert changes == [1, 0]
+
+
+@dataclass(eq=False)
+class Removing(Listener):
+    """Sending to it removes another notifier, as a connection that fails may."""
+
+    notifiers: Notifiers | None = None
+    other: Listener | None = None
+
+    def tell(self, notice: Notice, sequence: int | None) -> None:
+        super().tell(notice, sequence)
+        assert self.notifiers is not None
+        assert self.other is not None
+        self.notifiers.drop(self.other)
+        if sequence is not None:
+            self.notifiers.answer(self, sequence)
+
+
+@pytest.mark.parametrize("how", ["in a task", "without a task", "without an answer"])
+async def test_events_that_were_not_sent_do_not_count(
+    notifiers: Notifiers, trace: FileTrace, how: str
+) -> None:
+    first, second = Removing(), Listener()
+    first.notifiers, first.other = notifiers, second
+    await notifiers.register(first)
+    await notifiers.register(second)
+    notice = Notice("INVALIDATE", 1, 5)
+    if how == "in a task":
+        await invalidate(notifiers)
+    elif how == "without an answer":
+        await notifiers.announce(notice)
+    else:
+        assert notifiers.take()
+        notifiers.begin(notice, lambda: None)
+        notifiers.release()
+    assert (len(first.events), len(second.events)) == (1, 0)
+    assert trace.counters.events == 1

@@ -27,6 +27,7 @@ from inaccfs.shim.frames import Extent
 from inaccfs.shim.pagemap import PagemapFrames, PagemapSource
 from inaccfs.shim.proc_pages import ProcPages
 from inaccfs.syscalls import PUNCH
+from tests import hugepages
 from tests.unit.fakes import refused
 from tests.unit.test_pins import locked_memory, pinned, without
 
@@ -561,7 +562,7 @@ def by_flags(pfn: int) -> int:
 
 def test_huge_pages_of_a_hugetlbfs(tmp_path: Path) -> None:
     page = 2 * MIB
-    with reserved(6):
+    with hugepages.reserved(6):
         path = tmp_path / "huge"
         path.mkdir()
         options = f"pagesize=2M,size={5 * page}"
@@ -602,23 +603,6 @@ def file_part(extents: list[Extent], start: int, end: int) -> list[Extent]:
     for one in extents:
         table.record(one.offset, one.offset + one.count, [one])
     return table.look(start, end)
-
-
-@contextmanager
-def reserved(count: int) -> Iterator[None]:
-    """*count* more huge pages in the pool, during a with block."""
-    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
-    try:
-        before = int(pool.read_text())
-        pool.write_text(str(before + count))
-    except OSError as exc:
-        pytest.skip(f"no huge pages of 2 MiB: {exc.strerror}")
-    try:
-        if int(pool.read_text()) < before + count:
-            pytest.skip(f"{count} huge pages of 2 MiB cannot be had")
-        yield
-    finally:
-        pool.write_text(str(before))
 
 
 # --- errors -----------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
-from inaccfs.control.messages.commands import Command, PutExtent
+from inaccfs.control.messages.commands import Command, Exists, PutExtent
 from inaccfs.control.messages.fields import (
     ByteCount,
     ByteOffset,
@@ -36,6 +36,7 @@ class SetMemoryAttributes(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "set-memory-attributes"
+    exists: ClassVar[Exists] = lambda rules: rules.in_place
 
     file: File
     offset: Pgoff
@@ -76,6 +77,7 @@ class PopulatePages(Command, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "populate"
     returns: ClassVar[Any] = Populated
+    exists: ClassVar[Exists] = lambda rules: rules.has_populate
 
     file: File
     offset: Pgoff
@@ -97,6 +99,7 @@ class Freeze(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "freeze"
+    exists: ClassVar[Exists] = lambda rules: rules.has_freeze
 
     file: File
 
@@ -109,6 +112,7 @@ class Unfreeze(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "unfreeze"
+    exists: ClassVar[Exists] = lambda rules: rules.has_freeze
 
     file: File
 
@@ -122,6 +126,7 @@ class Migrate(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "migrate"
+    exists: ClassVar[Exists] = lambda rules: rules.has_migrate
 
     file: File
     offset: Pgoff
@@ -136,6 +141,7 @@ class CommitBind(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "commit-bind"
+    exists: ClassVar[Exists] = lambda rules: rules.has_commit_bind
 
     notifier: NotifierId
 
@@ -151,6 +157,7 @@ class ReadShared(Command, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "read-shared"
     returns: ClassVar[Any] = Data
+    exists: ClassVar[Exists] = lambda rules: rules.mappable
 
     file: File
     offset: ByteOffset
@@ -164,6 +171,7 @@ class WriteShared(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "write-shared"
+    exists: ClassVar[Exists] = lambda rules: rules.mappable
 
     file: File
     offset: ByteOffset
@@ -174,12 +182,15 @@ class PinPages(Command, frozen=True, kw_only=True):
     """pin_user_pages(), FOLL_LONGTERM: pins shared pages as if through a mapping.
 
     A pin is a reference that is separate from those of get-pfn; it also exists in
-    semantics without these. Fails as read-shared does; returns the same as get-pfn with
-    `count`.
+    semantics without these. Returns the same as get-pfn with `count`. EFAULT, and
+    `error.offset` is the page, for a page that is private, past the end or poisoned,
+    and for a hole that gets no page; but ENOMEM if there is no memory for it. ENODEV in
+    semantics whose files cannot be mapped.
     """
 
     name: ClassVar[str] = "pin-pages"
     returns: ClassVar[Any] = Frames
+    exists: ClassVar[Exists] = lambda rules: rules.mappable
 
     file: File
     offset: Pgoff
@@ -193,6 +204,7 @@ class UnpinPages(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "unpin-pages"
+    exists: ClassVar[Exists] = lambda rules: rules.mappable
 
     file: File
     pfn: Pfn | None = None
