@@ -237,7 +237,13 @@ def mounted(
         words = [options] if isinstance(options, str) else list(options)
         # As in `inaccfs mount`, -o takes precedence, and of one name the last one.
         given = dict(word.partition("=")[::2] for word in ",".join(words).split(","))
-        socket_path = Path(given.get("control", control or scratch / "control"))
+        chosen = given.get("control", control)
+        socket_path = scratch / "control" if chosen is None else Path(chosen)
+        if chosen is None and not runtime.fits_socket(str(socket_path)):
+            raise MountError(
+                f"{scratch} is too long for a control socket: set TMPDIR to a "
+                "directory with a shorter path"
+            )
         arguments = ["--control", str(socket_path)]
         for name, value in (
             ("backing", backing),

@@ -137,6 +137,11 @@ def temporary_directory(prefix: str, kind: type[InaccfsError] = MountError) -> s
     return path
 
 
+def fits_socket(path: str) -> bool:
+    """Whether a socket can have this path."""
+    return len(os.fsencode(path)) <= _SOCKET_PATH_BYTES
+
+
 def control_path(mountpoint: str, chosen: str | None) -> str:
     """The path of the control socket of *mountpoint*: *chosen*, or the default.
 
@@ -155,11 +160,10 @@ def control_path(mountpoint: str, chosen: str | None) -> str:
         start = f"{directory()}/"
         room = _SOCKET_PATH_BYTES - len(os.fsencode(start)) - len(_SOCKET)
         path = f"{start}{short_name(mountpoint, room)}{_SOCKET}"
-    length = len(os.fsencode(path))
-    if length > _SOCKET_PATH_BYTES:
+    if not fits_socket(path):
         raise MountError(
-            f"control socket {path} has {length} bytes, a socket's path can have "
-            f"{_SOCKET_PATH_BYTES}: name a shorter one with --control"
+            f"control socket {path} has {len(os.fsencode(path))} bytes, a socket's "
+            f"path can have {_SOCKET_PATH_BYTES}: name a shorter one with --control"
         )
     return path
 

@@ -71,6 +71,7 @@ def _check(file: FileState, call: Conversion) -> None:
             if kept == "vm"
             else f"in these semantics all pages are {superblock.semantics.initial}",
         )
+    file.pages.check_open()
     check_range(file, call.start, call.end)
     file.check_frozen()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,29 @@ def test_a_control_path_that_is_too_long(point: Path, scratch: Path) -> None:
     message = complaint("mount", "--control", long, point)
     assert "a socket's path can have 107" in message
     assert "name a shorter one with --control" in message
+
+
+def test_a_temporary_directory_that_is_too_long_for_a_socket(scratch: Path) -> None:
+    """Commands that make a private mount have no --control."""
+    long = scratch / ("x" * 120)
+    long.mkdir()
+    script = new_file(scratch / "script.py")
+    environment = {**support.ENVIRONMENT, "TMPDIR": str(long)}
+    message = complaint("kvm", "run", script, env=environment)
+    assert message.startswith(f"inaccfs: {os.path.realpath(long)}/inaccfs-")
+    assert message.endswith("socket: set TMPDIR to a directory with a shorter path")
+    assert os.listdir(long) == []
+
+
+def test_where_no_temporary_directory_can_be_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    assert main(["kvm", "demo"]) == 1
+    assert capsys.readouterr().err == (
+        "inaccfs: cannot make a temporary directory: No such file or directory: set "
+        "TMPDIR to a directory of yours\n"
+    )
 
 
 def test_a_mountpoint_whose_name_is_too_long_for_a_socket(scratch: Path) -> None:
