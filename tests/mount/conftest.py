@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 import pytest
 
 import inaccfs
+from inaccfs.fuse import finding
 from inaccfs.kvm import VM
 from tests.mount import support
 from tests.mount.guests import add_slot, memfd
@@ -286,3 +287,9 @@ def confined(home: Path) -> Iterator[Nobody]:
     script = f"{setup_script(home)}\nmkdir root; mount --rbind / root"
     with private_namespace(script) as namespace:
         yield Nobody(namespace, home, str(root))
+
+
+@pytest.fixture
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the time after which a stopped daemon counts as not answering."""
+    monkeypatch.setattr(finding, "DAEMON_SECONDS", 1.0)
