@@ -293,3 +293,14 @@ def confined(home: Path) -> Iterator[Nobody]:
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the time after which a stopped daemon counts as not answering."""
     monkeypatch.setattr(finding, "DAEMON_SECONDS", 1.0)
+
+
+@pytest.fixture
+def _nothing_is_mounted(point: Path, scratch: Path) -> Iterator[None]:
+    """After the test nothing is left of a mount that could not be made."""
+    yield
+    if support.is_mounted(point):
+        support.cli("umount", point)
+        pytest.fail("there is a mount")
+    assert os.listdir(point) == []
+    assert not (scratch / "control").exists()
