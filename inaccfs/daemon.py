@@ -255,7 +255,7 @@ class _Daemon:
             ),
             config.rules.read_errno,
             WritingHandlers(self._namespace).handlers()
-            if config.rules.population == "write"
+            if config.rules.takes_writes
             else {},
         )
         self._nursery: trio.Nursery | None = None

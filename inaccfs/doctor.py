@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import msgspec
 
 from inaccfs import runtime
-from inaccfs.machine import Machine, is_character_device
+from inaccfs.machine import Machine
 from inaccfs.syscalls import CAP_IPC_LOCK, CAP_SYS_ADMIN
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _LOCKED_BYTES: Final = 64 << 20
 
 _PASSTHROUGH_SINCE: Final = (6, 9)
 
-PACKAGES: Final = ("pyfuse3", "trio", "msgspec")
+_PACKAGES: Final = ("pyfuse3", "trio", "msgspec")
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -63,7 +63,7 @@ def _device(machine: Machine) -> Finding:
     path = "/dev/fuse"
     nothing = "nothing can be mounted"
     found = machine.stat(path)
-    if found is None or not is_character_device(found):
+    if found is None or not stat.S_ISCHR(found.st_mode):
         return Finding(
             name=path,
             state="missing",
@@ -95,7 +95,7 @@ def _device(machine: Machine) -> Finding:
 
 
 def _may_mount(machine: Machine) -> bool:
-    return machine.uid() == 0 and bool(machine.capabilities() >> CAP_SYS_ADMIN & 1)
+    return machine.uid() == 0 and machine.has(CAP_SYS_ADMIN)
 
 
 def _fusermount(machine: Machine) -> Finding:
@@ -140,7 +140,7 @@ def _allow_other(machine: Machine) -> Finding:
 
 def _packages(machine: Machine) -> Finding:
     found, lacking = [], []
-    for name in PACKAGES:
+    for name in _PACKAGES:
         try:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
@@ -178,8 +178,7 @@ def _directory(machine: Machine) -> Finding:
 
 def _is_privileged(machine: Machine) -> bool:
     """Whether the kernel allows operations that concern the whole machine."""
-    admin = machine.capabilities() >> CAP_SYS_ADMIN & 1
-    return bool(admin) and machine.is_initial_namespace()
+    return machine.has(CAP_SYS_ADMIN) and machine.is_initial_namespace()
 
 
 _AS_ROOT: Final = "mount as root, outside of containers"
@@ -187,7 +186,7 @@ _AS_ROOT: Final = "mount as root, outside of containers"
 
 def _private_tmpfs(machine: Machine) -> Finding:
     name = "private tmpfs"
-    if machine.capabilities() >> CAP_SYS_ADMIN & 1:
+    if machine.has(CAP_SYS_ADMIN):
         return Finding(name=name, state="ok", found="CAP_SYS_ADMIN")
     if not (reason := machine.user_namespaces()):
         return Finding(name=name, state="ok", found="in a user namespace")
@@ -287,7 +286,8 @@ def _guest_memfd(machine: Machine) -> Finding:
         state="limited",
         found=reason,
         without="inaccfs probe cannot compare with the kernel's own; mounts work",
-        fix="boot Linux 6.8 or later with KVM, and let this user open /dev/kvm",
+        fix="boot Linux 6.8 or later with CONFIG_KVM_SW_PROTECTED_VM, or 6.18 or later "
+        "with KVM, and let this user open /dev/kvm",
     )
 
 
@@ -309,7 +309,7 @@ def _fds(machine: Machine) -> Finding:
 def _locked_memory(machine: Machine) -> Finding:
     name = "locked memory"
     # The kernel does not ask for it in a namespace: can_do_mlock() in mm/mlock.c.
-    if machine.is_initial_namespace() and machine.capabilities() >> CAP_IPC_LOCK & 1:
+    if machine.is_initial_namespace() and machine.has(CAP_IPC_LOCK):
         return Finding(name=name, state="ok", found="no limit (CAP_IPC_LOCK)")
     limit = machine.limit(resource.RLIMIT_MEMLOCK)
     found = "no limit" if limit is None else f"up to {limit >> 10:,} KiB"

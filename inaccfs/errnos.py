@@ -25,6 +25,11 @@ NUMBERS: Final[dict[str, int]] = {
 _POSSIBLE: Final = range(1, 512)
 
 
+def name(number: int | None) -> str:
+    """The name of an errno, such as EINVAL; "errno 530" if it has none."""
+    return NAMES.get(number or 0, f"errno {number}")
+
+
 def os_error(number: int) -> OSError:
     """The `OSError` of an errno, with the C library's text."""
     return OSError(number, os.strerror(number))

@@ -8,12 +8,39 @@ an errno. A bug keeps the exception that Python raised.
 from __future__ import annotations
 
 import errno
-from typing import Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NO_PROCESS: Final = (
     "no more processes are allowed: see ulimit -u, and TasksMax= of a service"
 )
 """What EAGAIN of fork(2) means, for a message."""
+
+_LACKING: Final = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has no more open files (fs.file-max)",
+    errno.ENOMEM: "the machine, or the limit of this process, is short of memory",
+}
+
+SHORT_OF_MEMORY: Final = _LACKING[errno.ENOMEM]
+"""What a MemoryError means, for a message."""
+
+
+def lacking(exc: OSError) -> str | None:
+    """What is used up if a call fails with one of the errnos that any call can have.
+
+    It is a problem of the user's, and the text says what to do. None for other errnos.
+    """
+    advice = _LACKING.get(exc.errno or 0)
+    return None if advice is None else f"{exc.strerror}: {advice}"
+
+
+def not_started(exc: OSError) -> str | None:
+    """Why no process can be started, and what to do; None if nothing is used up."""
+    return NO_PROCESS if exc.errno == errno.EAGAIN else lacking(exc)
 
 
 def means_no_thread(exc: RuntimeError) -> bool:
@@ -59,6 +86,26 @@ class NoEntryError(InaccfsError):
 
 class DeadDaemonError(NotMountedError):
     """There is a mount, but its daemon is dead."""
+
+
+class NoThreadError(InaccfsError):
+    """No thread can be started: for too many processes, or too little memory."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"cannot start a thread: {NO_PROCESS}; or memory is short: see ulimit -v"
+        )
+
+
+@contextmanager
+def starting_thread() -> Iterator[None]:
+    """A with block that starts a thread: raises `NoThreadError` if it cannot."""
+    try:
+        yield
+    except RuntimeError as exc:
+        if not means_no_thread(exc):
+            raise
+        raise NoThreadError from exc
 
 
 class PageError(OSError):

@@ -9,15 +9,14 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from inaccfs import children, streams
+from inaccfs import children, runtime, streams
 from inaccfs.deferring import Deferred
-from inaccfs.ending import NOTICE_SECONDS, wait_readable
+from inaccfs.ending import NOTICE_SECONDS
 from inaccfs.errors import (
     DaemonFailedError,
     DeadDaemonError,
@@ -82,7 +81,7 @@ def start_daemon(
             daemon = _spawn([*options, *words], list(fds.values()), stderr)
             stack.callback(children.end, daemon, _ENDING_SECONDS)
         try:
-            readable = wait_readable(ready_read, _START_SECONDS)
+            readable = children.wait_readable(ready_read, _START_SECONDS)
         except KeyboardInterrupt:
             # If the daemon is in an endless loop of the user's file of rules, SIGINT
             # makes it report the line.
@@ -226,11 +225,13 @@ def mounted(
     streams.fill()
     me = os.getpid()
     with ExitStack() as stack:
-        scratch = Path(os.path.realpath(tempfile.mkdtemp(prefix="inaccfs-")))
+        scratch = Path(runtime.temporary_directory("inaccfs-"))
         stack.push(lambda kind, *_: _remove(scratch, quiet=kind is not None))
         if mountpoint is None:
             mountpoint = scratch / "mnt"
             mountpoint.mkdir()
+            # fusermount3 wants a directory that its user may write to.
+            mountpoint.chmod(0o700)
         point = stack.enter_context(Mountpoint.open(os.fspath(mountpoint)))
         path = Path(point.path)
         words = [options] if isinstance(options, str) else list(options)
@@ -258,6 +259,7 @@ def mounted(
         log = scratch / "log"
         before = finding.mounts()
         with log.open("wb") as stderr, ExitStack() as failed:
+            os.fchmod(stderr.fileno(), 0o600)
             # A daemon that was killed during its start may have mounted.
             failed.callback(_unmount_new, str(path), before)
             try:

@@ -5,23 +5,19 @@ It is a class, so that a test can replace it.
 
 from __future__ import annotations
 
-import fcntl
+import mmap
 import os
 import resource
 import shutil
-import stat
 import subprocess
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import mmcalls, uring
+from inaccfs import kvmcalls, mmcalls, uring
+from inaccfs.errors import not_started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-# include/uapi/linux/kvm.h
-_KVM_CHECK_EXTENSION: Final = 0xAE03
-_KVM_CAP_GUEST_MEMFD: Final = 234
 
 # The number of a page's frame, in an entry of /proc/PID/pagemap.
 _PFN_BITS: Final = (1 << 55) - 1
@@ -67,6 +63,10 @@ class Machine:
         hard = resource.getrlimit(number)[1]
         return None if hard == resource.RLIM_INFINITY else hard
 
+    def has(self, capability: int) -> bool:
+        """Whether this process has a capability, such as `syscalls.CAP_SYS_ADMIN`."""
+        return bool(self.capabilities() >> capability & 1)
+
     def capabilities(self) -> int:
         """The effective capabilities, as bits."""
         for line in (self.read("/proc/self/status") or "").splitlines():
@@ -84,16 +84,19 @@ class Machine:
         if shutil.which("unshare") is None:
             return "no unshare(1) to try it"
         # In a separate process, because a namespace cannot be left.
-        done = subprocess.run(
-            ["unshare", "-Urm", "true"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                ["unshare", "-Urm", "true"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "LC_ALL": "C"},
+                text=True,
+                errors="replace",
+                check=False,
+            )
+        except OSError as exc:
+            return f"cannot try it with unshare(1): {not_started(exc) or exc.strerror}"
         lines = done.stderr.splitlines() or [f"unshare: status {done.returncode}"]
         return lines[-1] if done.returncode else ""
 
@@ -126,9 +129,9 @@ class Machine:
 
     def shows_frames(self) -> bool:
         """Whether /proc/self/pagemap has frame numbers. They are 0 for others."""
-        page = b"x" * mmap_page_size()
+        page = b"x" * mmap.PAGESIZE
         with suppress(OSError), _opened("/proc/self/pagemap", os.O_RDONLY) as fd:
-            at = id(page) // mmap_page_size() * _ENTRY_BYTES
+            at = id(page) // mmap.PAGESIZE * _ENTRY_BYTES
             entry = os.pread(fd, _ENTRY_BYTES, at)
             return bool(int.from_bytes(entry, "little") & _PFN_BITS)
         return False
@@ -136,22 +139,14 @@ class Machine:
     def guest_memfd(self) -> str:
         """Empty if KVM has guest_memfd; otherwise why not."""
         try:
-            with _opened("/dev/kvm", os.O_RDWR) as fd:
-                if fcntl.ioctl(fd, _KVM_CHECK_EXTENSION, _KVM_CAP_GUEST_MEMFD) > 0:
-                    return ""
-                return "KVM does not have it (Linux 6.8)"
+            with _opened(kvmcalls.DEVICE, os.O_RDWR) as fd:
+                vm = kvmcalls.vm_with_files(fd)
         except OSError as exc:
-            return f"/dev/kvm: {exc.strerror}"
-
-
-def is_character_device(found: os.stat_result) -> bool:
-    """Whether a file is a character device."""
-    return stat.S_ISCHR(found.st_mode)
-
-
-def mmap_page_size() -> int:
-    """The page size of this machine, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE")
+            return f"{kvmcalls.DEVICE}: {exc.strerror}"
+        if vm is None:
+            return "no VM of this KVM can have it"
+        os.close(vm)
+        return ""
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def _why_no_mounts() -> str | None:
         return f"/dev/fuse: {exc.strerror}"
     if os.geteuid() != 0:
         return None if shutil.which("fusermount3") else "there is no fusermount3"
-    capable = Machine().capabilities() >> CAP_SYS_ADMIN & 1
+    capable = Machine().has(CAP_SYS_ADMIN)
     return None if capable else "root without CAP_SYS_ADMIN may not mount"
 
 

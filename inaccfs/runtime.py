@@ -9,7 +9,7 @@ import string
 from pathlib import Path
 from typing import Final
 
-from inaccfs.errors import MountError
+from inaccfs.errors import InaccfsError, MountError
 
 READY: Final = b"ready\n"
 """What a daemon writes to --ready-fd when its mount can be used."""
@@ -96,20 +96,44 @@ def make_directory() -> str:
         MountError: it cannot be made so.
     """
     path = directory()
+    # Of the directories above, too, none may be open to others, or closed to us.
+    umask = os.umask(0o077)
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        os.makedirs(path, exist_ok=True)
         found = os.lstat(path)
     except OSError as exc:
         raise MountError(
             f"cannot make {path}: {exc.strerror}; name another place with --control "
             "and --log"
         ) from exc
+    finally:
+        os.umask(umask)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise MountError(
             f"{path} is not a directory of yours: remove it, or set XDG_RUNTIME_DIR"
         )
     if stat.S_IMODE(found.st_mode) != 0o700:
         os.chmod(path, 0o700)
+    return path
+
+
+def temporary_directory(prefix: str, kind: type[InaccfsError] = MountError) -> str:
+    """Make a directory of mode 0700, whatever the umask; return its path without links.
+
+    Raises:
+        InaccfsError: it cannot be made; of the *kind*.
+    """
+    # Imported here because the daemon does not need it.
+    import tempfile
+
+    try:
+        path = os.path.realpath(tempfile.mkdtemp(prefix=prefix))
+        os.chmod(path, 0o700)
+    except OSError as exc:
+        raise kind(
+            f"cannot make a temporary directory: {exc.strerror}: set TMPDIR to a "
+            "directory of yours"
+        ) from exc
     return path
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+# int() and float() also take spaces, underscores, a plus and the digits of any script.
 _DIGITS: Final = re.compile(r"[0-9]+")
+_DECIMAL: Final = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
+_INTEGER: Final = re.compile(r"-?(0[xX][0-9a-fA-F]+|0|[1-9][0-9]*)")
 # No number of 64 bits has more. int() itself raises for thousands of digits.
 _MOST_DIGITS: Final = 20
 _SHOWN: Final = 60
@@ -23,13 +25,21 @@ def natural(text: str) -> int | None:
     return int(digits) if len(digits) <= _MOST_DIGITS else None
 
 
-def seconds(text: str) -> float | None:
-    """*text* as a number of seconds above 0; None if it is not one, or infinite."""
-    try:
-        value = float(text)
-    except ValueError:
+def integer(text: str) -> int | None:
+    """*text* as a decimal or hexadecimal number (0x10), which may be negative.
+
+    None if it is not one, or too long.
+    """
+    if not _INTEGER.fullmatch(text) or len(text) > _MOST_DIGITS:
         return None
-    return value if 0 < value < math.inf else None
+    return int(text, 0)
+
+
+def seconds(text: str) -> float | None:
+    """*text* as a number of seconds above 0; None if it is not one, or too long."""
+    if not _DECIMAL.fullmatch(text) or len(text) > _MOST_DIGITS:
+        return None
+    return float(text) or None
 
 
 def quoted(text: str) -> str:

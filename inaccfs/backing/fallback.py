@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -37,15 +37,13 @@ def directory_on_tmpfs(options: TmpfsOptions, name: str, cause: OSError) -> Back
     for parent in _parents():
         path = os.path.join(parent, f"{name}.{os.getpid()}")
         try:
-            os.mkdir(path, 0o700)
-            root = open_root(path)
+            root = _make_and_lock(path)
         except OSError:
             continue
         if memory_file_system(root) != "tmpfs":
             os.close(root)
             os.rmdir(path)
             continue
-        fcntl.flock(root, fcntl.LOCK_EX)
         if options.mode is not None:
             os.fchmod(root, options.mode)
         backing = Backing.of(root, "tmpfs", path)
@@ -59,6 +57,22 @@ def directory_on_tmpfs(options: TmpfsOptions, name: str, cause: OSError) -> Back
         f"no private tmpfs: a user namespace was refused ({cause.strerror}) and "
         "neither $XDG_RUNTIME_DIR nor /dev/shm is a writable tmpfs; use --backing DIR"
     )
+
+
+def _make_and_lock(path: str) -> int:
+    """Make a directory, and lock it; an fd of it.
+
+    Until it is locked, another process takes it for a dead daemon's and removes it.
+    """
+    while True:
+        os.mkdir(path, 0o700)
+        with suppress(FileNotFoundError), ExitStack() as undo:
+            root = open_root(path)
+            undo.callback(os.close, root)
+            fcntl.flock(root, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(root), os.stat(path)):
+                undo.pop_all()
+                return root
 
 
 def remove_fallbacks(name: str) -> None:

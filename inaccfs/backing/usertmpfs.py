@@ -23,7 +23,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from inaccfs import mountcalls, syscalls
+from inaccfs.children import starting
 from inaccfs.errnos import os_error
+from inaccfs.errors import BackingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +38,7 @@ def detached_in_user_namespace(options: Mapping[str, str], flags: int = 0) -> in
     undumpable and have a single thread.
 
     Raises:
+        BackingError: no process can be started.
         OSError: user namespaces are not allowed, or the kernel refused the options.
     """
     identity = os.geteuid(), os.getegid()
@@ -74,7 +77,9 @@ def _from_child(work: Callable[[], int], *, holds_nothing: bool = False) -> int:
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        child = os.fork()
+        # Without a process we must not fall back to a backing that others can reach.
+        with starting("a process that makes the private tmpfs", BackingError):
+            child = os.fork()
         if child == 0:
             _run(work, theirs, holds_nothing=holds_nothing)
         # So that recvmsg(2) ends when the child dies without an answer.

@@ -13,7 +13,7 @@ import msgspec
 from inaccfs.control import qmp
 from inaccfs.control.messages import COMMANDS, Command, QmpCapabilities
 from inaccfs.errors import OptionError
-from inaccfs.words import nearest, quoted
+from inaccfs.words import integer, natural, nearest, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,15 +100,14 @@ def _value(what: str, text: str, kind: msgspec.inspect.Type) -> object:
         case msgspec.inspect.StrType():
             return text
         case msgspec.inspect.IntType():
-            try:
-                return int(text, 0)
-            except ValueError:
+            if (number := integer(text)) is None:
                 raise OptionError(
-                    f"{what}: {quoted(text)} is not a whole number"
-                ) from None
+                    f"{what}: {quoted(text)} is not a whole number of at most 64 bits"
+                )
+            return number
         case msgspec.inspect.BoolType() if text not in ("true", "false"):
             raise OptionError(f"{what}: {quoted(text)} is not true or false")
-    if text.partition("-")[0].isdecimal() and "-" in text:
+    if "-" in text and natural(text.partition("-")[0]) is not None:
         # The start of a page of query-pins, which is not a number.
         return text
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -160,13 +162,50 @@ def _ended(command: Sequence[str], writer: int) -> tuple[int, bytes, bytes]:
             # send would interrupt the run again, while it takes down its mount.
             start_new_session=True,
         )
-    with started as process:
+    with started as process, _stopping(process):
         try:
             printed, complaints = process.communicate()
         except BaseException:
             children.end(process, _ENDING_SECONDS)
             raise
     return process.returncode, printed, complaints
+
+
+@contextmanager
+def _stopping(run: subprocess.Popen[bytes]) -> Iterator[None]:
+    """In a with block, Ctrl-Z stops a run, too, which goes on when we do.
+
+    The terminal stops only our own process group. SIGTSTP would not stop the run: the
+    kernel ignores it in a process group that no shell can continue.
+    """
+
+    def stop(number: int, _frame: object) -> None:
+        _signal_group(run, signal.SIGSTOP)
+        signal.signal(number, signal.SIG_DFL)
+        try:
+            # Returns when we continue; then Ctrl-C, say, may interrupt us.
+            signal.raise_signal(number)
+        finally:
+            signal.signal(number, stop)
+            _signal_group(run, signal.SIGCONT)
+
+    before = signal.getsignal(signal.SIGTSTP)
+    # A shell without job control may ignore it.
+    if before is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTSTP, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
+
+
+def _signal_group(run: subprocess.Popen[bytes], number: int) -> None:
+    # Once its end has been waited for, its number may be another process group's.
+    if run.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, number)
 
 
 def _how_ended(status: int) -> str:

@@ -14,11 +14,13 @@ from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 
 from inaccfs.backing.options import HUGE_CHOICES
 from inaccfs.cli.commandwords import TYPED
+from inaccfs.cli.kvmprobe import AGAINST
 from inaccfs.cli.mountoptions import PFN_SOURCES
 from inaccfs.experiments import catalogue
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.weaker import KVMS
 from inaccfs.fuse import finding
+from inaccfs.probe.naming import NAMES
 from inaccfs.semantics import VERSIONS
 from inaccfs.shim.trace import What
 
@@ -57,6 +59,10 @@ def _kvms() -> list[str]:
     return list(KVMS)
 
 
+def _targets() -> list[str]:
+    return [*NAMES, *_mountpoints()]
+
+
 def _kinds(prefix: str, **_: object) -> list[str]:
     """Completions of a comma-separated list of the kinds of a trace."""
     before, comma, _last = prefix.rpartition(",")
@@ -83,9 +89,6 @@ class _Words:
         return [*self._words(), *paths]
 
 
-# The files of the kernel's own that are probed.
-_KERNELS: Final = ("memfd", "memfd_secret", "guest_memfd")
-
 _files: Final = FilesCompleter()
 _directories: Final = DirectoriesCompleter()
 
@@ -96,9 +99,9 @@ _COMPLETERS: Final[dict[str, Callable[..., list[str]]]] = {
     "inaccfs mount huge": _Words(lambda: HUGE_CHOICES),
     "inaccfs mount pfn_source": _Words(lambda: PFN_SOURCES),
     "inaccfs qmp words": _Words(lambda: TYPED),
-    "inaccfs probe target": _Words(lambda: [*_KERNELS, *_mountpoints()], _files),
-    "inaccfs probe against": _Words(lambda: [*_KERNELS, *_mountpoints()], _files),
-    "inaccfs kvm probe against": _Words(lambda: ("/dev/kvm", "recorded", "emulated")),
+    "inaccfs probe target": _Words(_targets, _files),
+    "inaccfs probe against": _Words(_targets, _files),
+    "inaccfs kvm probe against": _Words(lambda: AGAINST),
     "mountpoint": _Words(_mountpoints, _directories),
     # It may be a socket, too.
     "inaccfs trace mountpoint": _Words(_mountpoints, _files),

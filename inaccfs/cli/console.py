@@ -229,4 +229,4 @@ def _describe(error: OSError) -> str:
     """The daemon's error: the errno's name, and the reason."""
     if isinstance(error, ControlError):
         return str(error)
-    return f"{errnos.NAMES.get(error.errno or 0, 'EIO')}: {error.strerror}"
+    return f"{errnos.name(error.errno)}: {error.strerror}"

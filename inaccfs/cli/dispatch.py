@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from importlib import import_module
@@ -11,7 +10,14 @@ from typing import TYPE_CHECKING, Final
 from inaccfs._version import __version__
 from inaccfs.cli import fstab, output
 from inaccfs.cli.statuses import INTERRUPTED, USAGE
-from inaccfs.errors import NO_PROCESS, InaccfsError, OptionError, means_no_thread
+from inaccfs.errors import (
+    SHORT_OF_MEMORY,
+    InaccfsError,
+    NoThreadError,
+    OptionError,
+    lacking,
+    means_no_thread,
+)
 from inaccfs.words import nearest, quoted
 
 if TYPE_CHECKING:
@@ -27,20 +33,13 @@ _COMMANDS: Final = (
 
 _GENERAL: Final = ("-h", "--help", "--version")
 
-# Any call can fail with these, and it is the user who can do something about them.
-_LACKING: Final = {
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "the machine has no more open files (fs.file-max)",
-    errno.ENOMEM: "the machine, or the limit of this process, is short of memory",
-}
-
 
 def run(argv: Sequence[str] | None) -> int:
     """Run one command; return the exit status.
 
     Errors that the user can correct are caught here and printed in one line. The status
-    is 2 for wrong arguments, and 1 for a command that failed. Any other exception is a
-    bug and keeps its traceback.
+    is 2 for wrong arguments, and for a command that failed its parser's default of
+    `failed`, or 1. Any other exception is a bug and keeps its traceback.
     """
     output.prepare()
     try:
@@ -52,6 +51,7 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    failed = 1
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         words = fstab.translated(words) or words
@@ -61,6 +61,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
             completing.answer(known)
         args = _parsed(known, words)
+        failed = getattr(args, "failed", failed)
         # The words after the command; `mount` passes them to a daemon.
         args.given = words[words.index(args.command) + 1 :]
         return int(args.run(args))
@@ -74,8 +75,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as exc:
-        if (advice := _LACKING.get(exc.errno or 0)) is not None:
-            output.complain(f"{exc.strerror}: {advice}")
+        if (reason := lacking(exc)) is not None:
+            output.complain(reason)
         elif _has_working_directory():
             raise
         else:
@@ -83,10 +84,10 @@ def _run(argv: Sequence[str] | None) -> int:
     except RuntimeError as exc:
         if not means_no_thread(exc):
             raise
-        output.complain(f"no more threads: {NO_PROCESS}")
+        output.complain(str(NoThreadError()))
     except MemoryError:
-        output.complain(_LACKING[errno.ENOMEM])
-    return 1
+        output.complain(SHORT_OF_MEMORY)
+    return failed
 
 
 def _parsed(known: output.Parser, words: list[str]) -> argparse.Namespace:

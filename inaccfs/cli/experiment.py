@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from inaccfs import userfiles
+from inaccfs import streams, userfiles
 from inaccfs.cli import output
 from inaccfs.cli.progress import progress
-from inaccfs.errors import InaccfsError
+from inaccfs.errors import InaccfsError, OptionError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
-    from inaccfs.experiments.lab import Experiment
+    from inaccfs.experiments.lab import Experiment, Lab
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -46,6 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the experiment, or list all."""
     from inaccfs.experiments import own
+    from inaccfs.experiments.lab import Lab
     from inaccfs.semantics import load
 
     if args.name is None:
@@ -55,14 +58,38 @@ def run(args: argparse.Namespace) -> int:
     for name in args.semantics or found.semantics:
         # Check the names before anything is mounted.
         found.check(name, load.load(name))
-    if args.plot is not None:
-        # Check this now, and not after minutes of work.
-        try:
-            open(args.plot, "ab").close()
-        except OSError as exc:
-            raise InaccfsError(f"cannot write {args.plot}: {exc.strerror}") from exc
+    if args.plot is not None and not found.draws:
+        is_own = userfiles.split(args.name) is not None
+        raise OptionError(
+            f"experiment {found.name} draws no chart: "
+            + ("set `draws` to True if it does" if is_own else "leave out --plot")
+        )
     semantics = [userfiles.absolute(name) for name in args.semantics or found.semantics]
-    return _run(found, semantics, args)
+    lab = Lab(semantics, _nowhere if args.json else output.say)
+    if args.plot is None:
+        return _run(found, lab, args)
+    with _translated(args.plot):
+        # Now, so that it does not fail only after minutes of work.
+        fd = streams.create(args.plot)
+    try:
+        ended = _run(found, lab, args)
+        if not ended:
+            if not lab.drawn:
+                raise InaccfsError(f"experiment {found.name} has drawn no chart")
+            with _translated(args.plot), open(fd, "w", closefd=False) as file:
+                file.write(lab.drawn)
+    finally:
+        os.close(fd)
+    return ended
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """Make an `OSError` in the with block an `InaccfsError` that names the file."""
+    try:
+        yield
+    except OSError as exc:
+        raise InaccfsError(f"cannot write {path}: {exc.strerror}") from exc
 
 
 def _list(*, as_json: bool) -> None:
@@ -78,10 +105,7 @@ def _list(*, as_json: bool) -> None:
         output.say(f"{name:<{width}}  {question}")
 
 
-def _run(found: Experiment, semantics: list[str], args: argparse.Namespace) -> int:
-    from inaccfs.experiments.lab import Lab
-
-    lab = Lab(semantics, _nowhere if args.json else output.say, args.plot)
+def _run(found: Experiment, lab: Lab, args: argparse.Namespace) -> int:
     try:
         with (
             output.lent(),
@@ -103,7 +127,7 @@ def _run(found: Experiment, semantics: list[str], args: argparse.Namespace) -> i
         report = {
             "name": found.name,
             "question": found.question,
-            "semantics": semantics,
+            "semantics": lab.semantics,
             "tables": lab.tables,
             "lines": lab.lines,
         }

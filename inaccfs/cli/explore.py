@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,11 +12,12 @@ from inaccfs.cli import exploreshow, output, units
 from inaccfs.cli.exploretable import Table
 from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.progress import progress
-from inaccfs.cli.statuses import INTERRUPTED
+from inaccfs.cli.statuses import INTERRUPTED, TROUBLE
 from inaccfs.errors import OptionError
 from inaccfs.words import quoted
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Sequence
 
     from inaccfs.explore.search import Case, Limits, Outcome, RefusedError
@@ -27,6 +27,8 @@ NOT_COMPLETE: Final = 3
 
 WRONG: Final = 4
 """The scenario itself is wrong, or the rules refuse its setup."""
+
+_MOST_PREEMPTIONS: Final = 9999
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -65,7 +67,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--preemptions",
-        type=_count,
+        type=units.whole_number(0, _MOST_PREEMPTIONS),
         metavar="N",
         help="try only schedules with at most N preemptions",
     )
@@ -77,15 +79,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="write the schedule as a trace for Chrome or Perfetto",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=run)
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 4:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of preemptions: give 0 to 9999"
-        )
-    return int(text)
+    parser.set_defaults(run=run, failed=TROUBLE)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,15 @@ import types
 from pathlib import Path
 from typing import Any
 
-from inaccfs.cli import kvmlive, kvmmount, kvmprobe, kvmstress, output, terminal
+from inaccfs.cli import (
+    kvmlive,
+    kvmmount,
+    kvmprobe,
+    kvmstress,
+    output,
+    terminal,
+    units,
+)
 from inaccfs.cli.compare import end_with_reader, write_report
 from inaccfs.errors import InaccfsError
 
@@ -50,7 +58,7 @@ def _add_run(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--mount", metavar="DIR", help="use the mount at DIR")
     kvmmount.add_options(parser)
-    parser.add_argument("--report-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--report-fd", type=units.fd_of, help=argparse.SUPPRESS)
     parser.add_argument("script", metavar="SCRIPT.py")
     parser.add_argument("args", metavar="ARG", nargs=argparse.REMAINDER)
     parser.set_defaults(run=_run, parser=parser)

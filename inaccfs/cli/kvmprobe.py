@@ -6,7 +6,9 @@ import argparse
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.cli import mountoptions, output, terminal
-from inaccfs.errors import InaccfsError, OptionError
+from inaccfs.cli.statuses import TROUBLE
+from inaccfs.errors import OptionError
+from inaccfs.kvmcalls import DEVICE
 from inaccfs.words import quoted
 
 if TYPE_CHECKING:
@@ -14,9 +16,10 @@ if TYPE_CHECKING:
 
     from inaccfs.kvm.probe.table import Result, Side
 
-_DEVICE: Final = "/dev/kvm"
 _RECORDED: Final = "recorded"
 _EMULATED: Final = "emulated"
+AGAINST: Final = (DEVICE, _RECORDED, _EMULATED)
+"""What --against may be."""
 
 _DESCRIPTION = """\
 Ask a KVM some 350 questions about private memory: what each ioctl refuses, what a guest
@@ -53,7 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="the version to simulate (default: the one that --against has, or v8)",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=run, parser=parser)
+    parser.set_defaults(run=run, parser=parser, failed=TROUBLE)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,15 +75,7 @@ def run(args: argparse.Namespace) -> int:
             results = table.compare(sides)
     except here.SkippedError as exc:
         return _skipped(args, str(exc))
-    except InaccfsError as exc:
-        # Other commands fail with status 1, but here status 1 means differences.
-        output.complain(str(exc))
-        return 2
-    try:
-        _show(args, args.semantics or semantics, sides, results)
-    except output.OutputError as exc:
-        output.complain_of_output(exc)
-        return 2
+    _show(args, args.semantics or semantics, sides, results)
     return int(any(result.differs for result in results))
 
 
@@ -90,7 +85,7 @@ def _opponent(against: str | None) -> tuple[Side | None, str | None]:
 
     if against is None:
         return None, None
-    if against == _DEVICE:
+    if against == DEVICE:
         found = here.find()
         return table.Asked(found.opponent), found.semantics
     if against == _RECORDED:
@@ -104,7 +99,7 @@ def _opponent(against: str | None) -> tuple[Side | None, str | None]:
         emulated = Emulated()
         return emulated, here.version_of(emulated.kernel.release)
     raise OptionError(
-        f"--against {quoted(against)}: give {_DEVICE}, {_RECORDED} or {_EMULATED}"
+        f"--against {quoted(against)}: give {DEVICE}, {_RECORDED} or {_EMULATED}"
     )
 
 

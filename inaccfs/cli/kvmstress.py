@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 import random
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -14,11 +12,10 @@ from inaccfs.cli import kvmmount, output, units
 from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.progress import progress
 from inaccfs.cli.statuses import INTERRUPTED
-from inaccfs.words import natural, quoted
 
 if TYPE_CHECKING:
+    import argparse
     from collections import Counter
-    from collections.abc import Callable
 
     from inaccfs.cli.progress import Progress
     from inaccfs.kvm.stress import Report
@@ -40,15 +37,21 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     for name, metavar, kind, default, text in (
         ("--seconds", "N", units.seconds_of, 10.0, "how long; default 10"),
-        ("--vcpus", "M", _number(1, _MOST_THREADS), 4, "default 4"),
+        ("--vcpus", "M", units.whole_number(1, _MOST_THREADS), 4, "default 4"),
         (
             "--punchers",
             "K",
-            _number(0, _MOST_THREADS),
+            units.whole_number(0, _MOST_THREADS),
             2,
             "threads that take memory away; default 2",
         ),
-        ("--seed", "S", _number(0), None, "what each thread does; default: any"),
+        (
+            "--seed",
+            "S",
+            units.whole_number(0),
+            None,
+            "what each thread does; default: any",
+        ),
     ):
         parser.add_argument(
             name, metavar=metavar, type=kind, default=default, help=text
@@ -57,18 +60,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
     parser.set_defaults(run=run, parser=parser)
-
-
-def _number(least: int, most: float = math.inf) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = natural(text)
-        if value is None or value < least:
-            raise argparse.ArgumentTypeError(f"{quoted(text)}: give {least} or more")
-        if value > most:
-            raise argparse.ArgumentTypeError(f"{value}: give {most} or less")
-        return value
-
-    return number
 
 
 def run(args: argparse.Namespace) -> int:

@@ -59,7 +59,8 @@ class LogFile:
             self._fd = os.open(path, _FLAGS, 0o600)
         except OSError as exc:
             raise MountError(f"cannot write the log {path}: {_why(path, exc)}") from exc
-        kind = os.fstat(self._fd).st_mode
+        found = os.fstat(self._fd)
+        kind = found.st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISCHR(kind)):
             os.close(self._fd)
             raise MountError(
@@ -67,6 +68,9 @@ class LogFile:
                 "character device; name another with --log"
             )
         os.set_blocking(self._fd, True)
+        if self._made and found.st_uid == os.geteuid():
+            # Whatever the umask: we must be able to append to it again.
+            os.fchmod(self._fd, 0o600)
         # Whether standard output and error go to the file.
         self.is_taken = False
 

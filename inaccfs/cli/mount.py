@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import runtime, syscalls
 from inaccfs.backing.options import HUGE_CHOICES
-from inaccfs.cli import logfile, mountoptions, output
+from inaccfs.cli import logfile, mountoptions, output, units
 from inaccfs.errors import DaemonFailedError, MountError, OptionError
 from inaccfs.fuse import finding
 from inaccfs.fuse.mountpoint import Mountpoint
@@ -135,7 +135,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     # remove with the mount.
     for name in _HANDED:
         parser.add_argument(
-            f"--{name}-fd", type=int, metavar="N", help=argparse.SUPPRESS
+            f"--{name}-fd", type=units.fd_of, metavar="N", help=argparse.SUPPRESS
         )
     parser.add_argument("--scratch", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument(

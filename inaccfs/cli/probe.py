@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from inaccfs.cli import output, terminal
 from inaccfs.cli.progress import progress
-from inaccfs.errors import InaccfsError
+from inaccfs.cli.statuses import TROUBLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--force", action="store_true", help="use a FILE that is not empty, too"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, failed=TROUBLE)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,20 +66,11 @@ def run(args: argparse.Namespace) -> int:
     from inaccfs.probe import naming, table
 
     names = [args.target, *([args.against] if args.against is not None else [])]
-    try:
-        found: list[Target] = [naming.find(name, force=args.force) for name in names]
-        # No thread may draw the bar, because each row runs in a fork.
-        with progress("probing", len(found) * len(table.ROWS)) as shown:
-            results = table.try_all(found, step=shown.step)
-    except InaccfsError as exc:
-        # Other commands fail with status 1, but here status 1 means differences.
-        output.complain(str(exc))
-        return 2
-    try:
-        _show(args, found, results)
-    except output.OutputError as exc:
-        output.complain_of_output(exc)
-        return 2
+    found: list[Target] = [naming.find(name, force=args.force) for name in names]
+    # No thread may draw the bar, because each row runs in a fork.
+    with progress("probing", len(found) * len(table.ROWS)) as shown:
+        results = table.try_all(found, step=shown.step)
+    _show(args, found, results)
     return int(any(result.differs for result in results))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import doctor, launch
@@ -68,23 +67,19 @@ def _parts(paths: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _versions() -> str:
-    system = platform.freedesktop_os_release() if _has_os_release() else {}
+    try:
+        system = platform.freedesktop_os_release()
+    except OSError:
+        system = {}
     lines = {
         "inaccfs": f"{__version__}, in {os.path.dirname(doctor.__file__)}",
         "Python": f"{platform.python_version()}, {sys.executable}",
-        "packages": ", ".join(
-            f"{name} {metadata.version(name)}" for name in doctor.PACKAGES
-        ),
         "system": system.get("PRETTY_NAME", "unknown"),
         "kernel": " ".join(os.uname()[2:]),
         "user": f"uid {os.geteuid()}",
         "locale": os.environ.get("LC_ALL") or os.environ.get("LANG") or "C",
     }
     return "\n".join(f"{name:<8}  {text}" for name, text in lines.items())
-
-
-def _has_os_release() -> bool:
-    return any(map(os.path.exists, ("/etc/os-release", "/usr/lib/os-release")))
 
 
 def _tail(path: str) -> str:

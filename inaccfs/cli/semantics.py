@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -132,7 +131,7 @@ def _cell(rule: str, value: object) -> str:
         return f"{value:#x}"
     if rule.endswith("errno"):
         assert isinstance(value, int)
-        return errnos.NAMES.get(value, os.strerror(value))
+        return errnos.name(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)

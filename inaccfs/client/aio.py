@@ -192,6 +192,12 @@ class File(AttributesOfFile):
     async def _ask(self, request: Request[T]) -> T:
         return await self._client._do(request)
 
+    async def _give_back(self, commands: Iterable[Command]) -> None:
+        with trio.CancelScope(shield=True):
+            for command in commands:
+                await self._client._do(requests.no_result(command))
+        await trio.lowlevel.checkpoint_if_cancelled()
+
     @property
     def _open_name(self) -> str:
         if self._closed:
@@ -215,13 +221,9 @@ class File(AttributesOfFile):
         request = requests.put_pfn(self._open_name, pfn, count)
         await self._client._connection.do_even_if_cancelled(request)
 
-    async def put_pfns(self, extents: Iterable[Extent]) -> None:
+    async def put_pfns(self, extents: Iterable[requests.Run]) -> None:
         """Put a reference to each page of *extents*, even in a cancelled task."""
-        connection = self._client._connection
-        with trio.CancelScope(shield=True):
-            for command in requests.put_pfns(self._open_name, extents):
-                await connection.do(requests.no_result(command))
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._give_back(requests.put_pfns(self._open_name, extents))
 
     async def get_memory(self) -> int:
         """An fd of the memory itself, as the guest uses it. The caller closes it."""

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs.client import requests
 from inaccfs.client.window import bus_error, pieces
+from inaccfs.control.messages import Unfreeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from inaccfs.client.requests import Request
-    from inaccfs.control.messages import Extent, MemoryAttributes
+    from inaccfs.client.requests import Request, Run
+    from inaccfs.control.messages import Command, Extent, MemoryAttributes
 
 T = TypeVar("T")
 
@@ -31,6 +32,10 @@ class AttributesOfFile(ABC):
     @abstractmethod
     async def _ask(self, request: Request[T]) -> T:
         """Execute a command."""
+
+    @abstractmethod
+    async def _give_back(self, commands: Iterable[Command]) -> None:
+        """Execute commands, even in a cancelled task."""
 
     async def set_memory_attributes(
         self, offset: int, count: int, private: bool
@@ -80,8 +85,11 @@ class AttributesOfFile(ABC):
         await self._ask(requests.freeze(self._open_name))
 
     async def unfreeze(self) -> None:
-        """Undo `freeze`. EINVAL if it is not frozen; EPERM if another has done that."""
-        await self._ask(requests.unfreeze(self._open_name))
+        """Undo `freeze`, even in a cancelled task.
+
+        EINVAL if it is not frozen; EPERM if another client has frozen it.
+        """
+        await self._give_back([Unfreeze(file=self._open_name)])
 
     async def migrate(self, offset: int, count: int) -> None:
         """Move pages to other simulated frames, as compaction would.
@@ -97,10 +105,9 @@ class AttributesOfFile(ABC):
         """
         return await self._ask(requests.pin_pages(self._open_name, offset, count))
 
-    async def unpin_pages(self, extents: Iterable[Extent]) -> None:
-        """unpin_user_pages(): give back a pin of each page of *extents*."""
-        for command in requests.unpin_pages(self._open_name, extents):
-            await self._ask(requests.no_result(command))
+    async def unpin_pages(self, extents: Iterable[Run]) -> None:
+        """unpin_user_pages(): give back a pin of each page, even if cancelled."""
+        await self._give_back(requests.unpin_pages(self._open_name, extents))
 
     def shared_window(self) -> SharedWindow:
         """Access to shared pages, as if through a mapping of the file."""

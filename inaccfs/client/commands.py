@@ -145,7 +145,8 @@ class Commands:
         except BlockingIOError:
             log.warning(
                 "%s: closed, with answers outstanding: %d",
-                *(self.path, conversation.unawaited),
+                self.path,
+                conversation.unawaited,
             )
 
     def after_fork(self) -> None:

@@ -54,8 +54,15 @@ class Call(Generic[T]):
     """A command that was sent, and later its outcome."""
 
     __slots__ = (
-        *("_error", "_value", "abandoned", "after", "done"),
-        *("on_done", "pages", "request", "returned"),
+        "_error",
+        "_value",
+        "abandoned",
+        "after",
+        "done",
+        "on_done",
+        "pages",
+        "request",
+        "returned",
     )
 
     def __init__(

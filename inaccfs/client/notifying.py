@@ -145,7 +145,7 @@ class Registration:
         self.bound: Final = bound
         self.callbacks: Final = callbacks
         # The number of running callbacks.
-        self.running = 0
+        self.calling = 0
         # No callback is called any more.
         self.leaving = False
         # The daemon has been asked to remove it.
@@ -305,7 +305,7 @@ class Notifiers:
                 self._keep(registration, exc)
             else:
                 if callback is not None:
-                    registration.running += 1
+                    registration.calling += 1
                     return Due(registration, callback, event)
         self._answer(event)
         return None
@@ -313,12 +313,12 @@ class Notifiers:
     def finish(self, due: Due, raised: BaseException | None) -> None:
         """Record that a callback has returned, or *raised*; answer its event."""
         registration = due.registration
-        registration.running -= 1
+        registration.calling -= 1
         if raised is not None:
             log.error("a callback for %s raised", due.event.name, exc_info=raised)
             self._keep(registration, raised)
         self._answer(due.event)
-        if registration.leaving and not registration.running:
+        if registration.leaving and not registration.calling:
             self._unregister(registration)
 
     def _keep(self, registration: Registration, raised: BaseException) -> None:
@@ -335,7 +335,7 @@ class Notifiers:
     def leave(self, registration: Registration) -> None:
         """Call no more callbacks, and unregister as soon as none is running."""
         registration.leaving = True
-        if not registration.running:
+        if not registration.calling:
             self._unregister(registration)
 
     def _unregister(self, registration: Registration) -> None:

@@ -14,6 +14,7 @@ from inaccfs.client import errors, wire
 from inaccfs.client.errors import ConnectionLostError
 from inaccfs.client.notifying import Notifiers, Registered, raise_or_note
 from inaccfs.control.outlet import Outlet
+from inaccfs.errors import starting_thread
 
 if TYPE_CHECKING:
     import os
@@ -70,7 +71,8 @@ class _Dialing:
     async def dial(self) -> tuple[str, socket.socket, Conversation]:
         """Find the socket and connect to it."""
         try:
-            return await trio.to_thread.run_sync(self._dial, abandon_on_cancel=True)
+            with starting_thread():
+                return await trio.to_thread.run_sync(self._dial, abandon_on_cancel=True)
         except trio.Cancelled:
             with self._lock:
                 self._unwanted = True

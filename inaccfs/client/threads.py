@@ -17,6 +17,7 @@ from inaccfs.client.errors import ConnectionLostError
 from inaccfs.client.notifying import Notifiers, Registered, raise_or_note
 from inaccfs.control.messages import CloseFd
 from inaccfs.control.outlet import Outlet
+from inaccfs.errors import starting_thread
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -36,7 +37,12 @@ class Listener:
     """One connection, its notifiers, and their thread."""
 
     def __init__(self, path: str, lost: Listener | None) -> None:
-        """Take over exceptions of callbacks from a *lost* connection."""
+        """Take over exceptions of callbacks from a *lost* connection.
+
+        Raises:
+            ControlError: the daemon has ended, or has too many peers.
+            InaccfsError: no thread can be started.
+        """
         self._path: Final = path
         self._connection, self._conversation = wire.dial(path)
         self._outlet: Final = Outlet(self._connection)
@@ -50,7 +56,12 @@ class Listener:
         self._thread: Final = threading.Thread(
             target=self._run, name="inaccfs notifiers", daemon=True
         )
-        self._thread.start()
+        try:
+            with starting_thread():
+                self._thread.start()
+        except BaseException:
+            self._connection.close()
+            raise
 
     @property
     def over(self) -> bool:

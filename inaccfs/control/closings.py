@@ -171,7 +171,10 @@ class Closings:
         A thread that hangs is abandoned when the caller is cancelled.
         """
         await threads.do(
-            *(work, self._users[uid].threads, self._trouble, "closing for peers"),
+            work,
+            self._users[uid].threads,
+            self._trouble,
+            "closing for peers",
             abandon=True,
         )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from inaccfs.control.caller import Caller
-    from inaccfs.control.openfiles import Files
+    from inaccfs.control.mountfiles import Files
     from inaccfs.control.registration import Registration
     from inaccfs.shim.superblock import Superblock
     from inaccfs.status import Status

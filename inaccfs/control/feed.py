@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from inaccfs.control.caller import Caller
-    from inaccfs.control.openfiles import Files
+    from inaccfs.control.mountfiles import Files
     from inaccfs.shim.trace import Happened, What
 
 # The most records that may wait: some megabytes, and more than a tenth of a second's.

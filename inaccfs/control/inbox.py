@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractContextManager
 
-    from inaccfs.control.closings import Closings, Received, Receiver
+    from inaccfs.control.closings import Received
     from inaccfs.control.messages import Command
+    from inaccfs.control.serverparts import ServerParts
     from inaccfs.control.stream import Found
 
 log = logging.getLogger(__name__)
@@ -71,33 +72,30 @@ class Inbox:
         self,
         connection: socket.socket,
         uid: int,
-        limit: int,
-        closings: Closings,
-        receiver: Receiver,
-        device: str,
+        parts: ServerParts,
         take: Callable[[Command, qmp.RequestId, Passed], None],
         refuse: Callable[[bytes], None],
         joined: AbstractContextManager[None],
         wait_room: Callable[[], Awaitable[None]],
     ) -> None:
-        """*limit* is how many bytes a message may have.
+        """*take* gets each command, and *refuse* the reply to anything else.
 
-        *take* gets each command, and *refuse* the reply to anything else. In a *joined*
-        block, replies are sent together. *device* is the number of the mount whose fds
-        are accepted.
+        In a *joined* block, replies are sent together. *wait_room* waits until the peer
+        has read enough of its replies and events.
         """
         self._connection: Final = connection
         self._uid: Final = uid
-        self._limit: Final = limit
-        self._closings: Final = closings
-        self._receiver: Final = receiver
-        self._device: Final = device
+        # The most bytes of a message.
+        self._limit: Final = parts.policy.limits.message
+        self._closings: Final = parts.closings
+        self._receiver: Final = parts.receiver
+        # The number of the mount whose fds are accepted.
+        self._device: Final = parts.device
         self._take: Final = take
         self._refuse: Final = refuse
         self._joined: Final = joined
-        # Waits until the peer has read enough of its replies and events.
         self._wait_room: Final = wait_room
-        self._stream: Final = Stream(limit)
+        self._stream: Final = Stream(self._limit)
         # The fd for an incomplete object.
         self._early = NO_FD
         # Whether a foreign fd of this peer is being closed.

@@ -16,7 +16,8 @@ class Limits:
     message: int = 65536
     # Connections at the same time.
     peers: int = 256
-    # For each peer: names of fds, notifiers, and pages that it has got and not put.
+    # For each peer: names of fds, notifiers, and pages that it has got or pinned and
+    # not given back.
     fdnames: int = 64
     notifiers: int = 1024
     pages: int = 1_000_000

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.control.caller import Caller
-    from inaccfs.control.names import Names
-    from inaccfs.control.openfiles import OpenFile
+    from inaccfs.control.fdnames import FdNames
+    from inaccfs.control.mountfiles import OpenFile
 
 
 class MemoryAttributes:
     """Carries out one peer's commands. They raise `OSError`, for the peer."""
 
-    def __init__(self, caller: Caller, names: Names) -> None:
+    def __init__(self, caller: Caller, names: FdNames) -> None:
         self._caller: Final = caller
         self._names: Final = names
         # The files that the peer has frozen, by inode number. They stay open.
@@ -67,6 +67,7 @@ class MemoryAttributes:
         rows: list[messages.MemoryAttributes] = []
         with self._names.borrowed(command.file) as opened:
             file = opened.file
+            file.pages.check_open()
             for start, end, private in file.attributes.since(command.start, file.count):
                 if len(rows) == limit:
                     return Answer(rows, next=start)
@@ -76,7 +77,7 @@ class MemoryAttributes:
     async def _migrate(self, command: messages.Migrate) -> Nothing:
         start, end = command.offset, command.offset + command.count
         with closing(self._names.open(command.file)) as opened:
-            await migration.migrate(opened.file, start, end)
+            await migration.migrate(opened.file, start, end, self._caller.number)
         return Nothing()
 
     # --- content ---------------------------------------------------------------------
@@ -95,7 +96,9 @@ class MemoryAttributes:
         self, file: str, start: int, end: int, source: Source | None
     ) -> messages.Populated:
         with closing(self._names.open(file)) as opened:
-            done = await populating.populate(opened.file, start, end, source)
+            done = await populating.populate(
+                opened.file, start, end, source, self._caller.number
+            )
         return messages.Populated(count=done)
 
     async def _read_shared(self, command: messages.ReadShared) -> messages.Data:
@@ -121,7 +124,7 @@ class MemoryAttributes:
     async def _freeze(self, command: messages.Freeze) -> Nothing:
         opened = self._names.open(command.file)
         try:
-            await freezing.freeze(opened.file, self)
+            await freezing.freeze(opened.file, self, self._caller.number)
         except BaseException:
             opened.close()
             raise
@@ -130,6 +133,6 @@ class MemoryAttributes:
 
     def _unfreeze(self, command: messages.Unfreeze) -> Nothing:
         with self._names.borrowed(command.file) as opened:
-            freezing.unfreeze(opened.file, self)
+            freezing.unfreeze(opened.file, self, self._caller.number)
             self._frozen.pop(opened.ino).close()
         return Nothing()

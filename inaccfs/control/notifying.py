@@ -12,9 +12,10 @@ from inaccfs.control.registration import Registration
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from inaccfs.control.caller import Caller, Outbound
+    from inaccfs.control.caller import Caller
     from inaccfs.control.context import Context
-    from inaccfs.control.names import Names
+    from inaccfs.control.fdnames import FdNames
+    from inaccfs.control.outlet import Outbound
     from inaccfs.semantics.rules import Scope
     from inaccfs.shim.slices import Slices
 
@@ -23,7 +24,7 @@ class Notifying:
     """The notifiers of one peer. Commands raise `OSError`, for the peer."""
 
     def __init__(
-        self, context: Context, caller: Caller, names: Names, outlet: Outbound
+        self, context: Context, caller: Caller, names: FdNames, outlet: Outbound
     ) -> None:
         self._context: Final = context
         self._caller: Final = caller
@@ -89,7 +90,7 @@ class Notifying:
                 f"no pages from {command.start} to {command.end}: the end is the page "
                 "after the last",
             )
-        if command.prepare and rules.binding != "prepared":
+        if command.prepare and not rules.has_commit_bind:
             raise OSError(
                 errno.EOPNOTSUPP, "bindings take effect at once in these semantics"
             )
@@ -111,7 +112,7 @@ class Notifying:
             else:
                 await bind(registration)
 
-        return await self._add(command.file, check)
+        return await self._add(command.file, check, (command.start, command.end))
 
     async def _commit_bind(self, command: messages.CommitBind) -> Nothing:
         bind = self._prepared.pop(command.notifier, None)
@@ -123,14 +124,22 @@ class Notifying:
         return Nothing()
 
     async def _add(
-        self, name: str, register: Callable[[Registration], Awaitable[None]]
+        self,
+        name: str,
+        register: Callable[[Registration], Awaitable[None]],
+        pages: tuple[int, int] | None = None,
     ) -> messages.Notifier:
         self._check_room()
         opened = self._names.open(name)
         context = self._context
         number = next(context.notifier_numbers)
         registration = Registration(
-            *(self._caller, number, opened, self._outlet, context.policy.ack_seconds)
+            self._caller,
+            number,
+            opened,
+            self._outlet,
+            context.policy.ack_seconds,
+            pages,
         )
         # Do this before `register`, so that it is removed if the peer disconnects
         # meanwhile.

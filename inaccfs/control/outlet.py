@@ -9,13 +9,30 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 # The most bytes for one send(2): a punch may have thousands of events.
 _JOINED_BYTES: Final = 1 << 16
+
+
+class Sink(Protocol):
+    """The output of a trace."""
+
+    def offer(self, data: bytes) -> bool:
+        """Send *data* if there is room now; otherwise return False. Never raises."""
+
+
+class Outbound(Sink, Protocol):
+    """The output of a session; see peeroutlet.PeerOutlet."""
+
+    def send(self, data: bytes, fd: int = -1) -> None:
+        """Send *data* and *fd*, and close *fd*. Never blocks, never raises."""
+
+    def evict(self, reason: str, text: str) -> None:
+        """Disconnect the peer. *reason* says why; *text* has more for the log."""
 
 
 class Outlet:

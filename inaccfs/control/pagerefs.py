@@ -17,47 +17,80 @@ from inaccfs.shim.references import PAGES_A_STEP
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inaccfs.control.caller import Caller, Outbound
+    from inaccfs.control.caller import Caller
     from inaccfs.control.context import Context
-    from inaccfs.control.names import Names
-    from inaccfs.control.openfiles import OpenFile
+    from inaccfs.control.fdnames import FdNames
+    from inaccfs.control.mountfiles import OpenFile
+    from inaccfs.control.outlet import Outbound
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.memory import Holder
     from inaccfs.shim.slices import Slices
 
 
-class PageReferences:
-    """The references of one peer. Commands raise `OSError`, for the peer."""
+class PageHolder:
+    """A peer as the shim knows it: see shim.memory.Holder."""
 
-    def __init__(
-        self, context: Context, caller: Caller, names: Names, outlet: Outbound
-    ) -> None:
-        self._context: Final = context
-        # The holder of the references, for the shim; and whether the rules have
-        # references.
-        self._holder: Holder = self
-        self._keeps: bool = context.superblock.semantics.keeps_references
-        # The number of the peer, for traces.
+    __slots__ = ("_ack_seconds", "_outlet", "who")
+
+    def __init__(self, caller: Caller, outlet: Outbound, ack_seconds: float) -> None:
         self.who: Final = caller.number
-        self._names: Final = names
         self._outlet: Final = outlet
-        # The files whose pages the peer has references to. They stay open.
-        self._files: Final[dict[InaccessibleFile, OpenFile]] = {}
-        # The sum of `References.total` over these files. It is stored, because every
-        # get-pfn needs it and there may be many files.
-        self.total = 0
-
-    def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """The handler of each command."""
-        return {messages.GetPfn: self._get_pfn, messages.PutPfn: self._put_pfn}
+        self._ack_seconds: Final = ack_seconds
 
     def evict_holder(self) -> None:
         """Disconnect the peer, which keeps pages locked that others wait for."""
         self._outlet.evict(
             "it does not put pages",
-            f"keeps pages locked for more than {self._context.policy.ack_seconds:g} s",
+            f"keeps pages locked for more than {self._ack_seconds:g} s",
         )
+
+
+class PageRoom:
+    """How many references and pins a peer has, in pages, and how many it may have."""
+
+    __slots__ = ("_limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self._limit: Final = limit
+        # The sum of `References.total` over the peer's files. It is stored, because
+        # every get-pfn needs it and there may be many files.
+        self.used = 0
+
+    def check(self, count: int) -> None:
+        """Raise `OSError`, EDQUOT, unless there is room for *count* more."""
+        if self.used + count > self._limit:
+            raise OSError(
+                errno.EDQUOT,
+                f"{self.used} pages are got or pinned and {count} more would be over "
+                f"{self._limit} (--limit pages=N): put or unpin some",
+            )
+
+
+class PageReferences:
+    """The references of one peer. Commands raise `OSError`, for the peer."""
+
+    def __init__(
+        self,
+        context: Context,
+        names: FdNames,
+        holder: Holder,
+        room: PageRoom,
+        *,
+        keeps: bool,
+    ) -> None:
+        """*keeps* says whether *holder* gets references, which it has to put."""
+        self._context: Final = context
+        self._names: Final = names
+        self._holder: Final = holder
+        self._room: Final = room
+        self._keeps: Final = keeps
+        # The files whose pages the peer has references to. They stay open.
+        self._files: Final[dict[InaccessibleFile, OpenFile]] = {}
+
+    def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
+        """The handler of each command."""
+        return {messages.GetPfn: self._get_pfn, messages.PutPfn: self._put_pfn}
 
     async def close(self, slices: Slices) -> None:
         """Drop the peer's references. It has disconnected."""
@@ -70,20 +103,11 @@ class PageReferences:
 
     # --- get-pfn -------------------------------------------------------------------
 
-    def _check_room(self, count: int) -> None:
-        limit = self._context.policy.limits.pages
-        if self.total + count > limit:
-            raise OSError(
-                errno.EDQUOT,
-                f"{self.total} pages are referenced and {count} more would be over "
-                f"{limit} (--limit pages=N): put some",
-            )
-
     def _get_pfn(self, command: messages.GetPfn) -> Any:  # noqa: ANN401
         """Return the reply, or a coroutine that returns it."""
         count = command.count or 1
         if self._keeps:
-            self._check_room(count)
+            self._room.check(count)
         with self._names.borrowed(command.file) as opened:
             return self._get(command, opened, count)
 
@@ -108,14 +132,14 @@ class PageReferences:
             found = pages.get(self._holder, start, start + count, MOST_ROWS)
             extents, moved = await found
             frames = self._got(command, opened, extents)
-            await pages.tell_moved(moved)
+            await pages.moved.tell(moved)
         return frames
 
     async def _tell_moved(
         self, opened: OpenFile, moved: list[Extent], frames: messages.Frames
     ) -> messages.Frames:
         with closing(opened):
-            await opened.file.pages.tell_moved(moved)
+            await opened.file.pages.moved.tell(moved)
         return frames
 
     def _got(
@@ -128,7 +152,7 @@ class PageReferences:
         first, last = extents[0], extents[-1]
         end = last.offset + last.count
         if self._keeps:
-            self.total += end - first.offset
+            self._room.used += end - first.offset
             if opened.file not in self._files:
                 self._files[opened.file] = opened.again()
         superblock = self._context.superblock
@@ -162,7 +186,7 @@ class PageReferences:
 
     def _put(self, file: InaccessibleFile, count: int) -> Nothing:
         """Record that references to *count* pages of *file* were put."""
-        self.total -= count
+        self._room.used -= count
         assert file.pages.memory is not None
         if not file.pages.memory.references.total(self._holder):
             self._files.pop(file).close()

@@ -12,6 +12,7 @@ import os
 import select
 import time
 from collections import deque
+from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -27,9 +28,10 @@ from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Awaitable, Callable
 
     from inaccfs.control.caller import Caller
-    from inaccfs.control.transport import Transport
+    from inaccfs.control.serverparts import ServerParts
 
 log = logging.getLogger(__name__)
 
@@ -58,21 +60,27 @@ class Peer:
     """One connection. `converse` takes the session that carries out its commands."""
 
     def __init__(
-        self, connection: socket.socket, caller: Caller, transport: Transport
+        self, connection: socket.socket, caller: Caller, parts: ServerParts
     ) -> None:
         """Take a non-blocking *connection*."""
         self._connection: Final = connection
         self._caller: Final = caller
-        self._policy: Final = transport.policy
-        self._readers: Final = transport.readers
-        self._trouble: Final = transport.trouble
+        self._policy: Final = parts.policy
+        self._readers: Final = parts.readers
+        self._trouble: Final = parts.trouble
         self.outlet: Final = PeerOutlet(
-            *(connection, transport.policy, transport.backlog),
-            *(self._progressed, self.disconnect, self.evict),
+            connection,
+            parts.policy,
+            parts.backlog,
+            self._start,
+            self._progressed,
+            self.disconnect,
+            self.evict,
         )
         self._inbox: Final = Inbox(
-            *(connection, caller.uid, transport.policy.limits.message),
-            *(transport.closings, transport.receiver, transport.device),
+            connection,
+            caller.uid,
+            parts,
             self._take,
             self.outlet.send,
             self.outlet.joined,
@@ -84,6 +92,7 @@ class Peer:
         self._requests: deque[Request] = deque()
         # Tasks that wait until commands are executed or output is read.
         self._progress: Final = trio.lowlevel.ParkingLot()
+        # While the peer is served.
         self._nursery: trio.Nursery | None = None
         # Set when nothing more will be read from the connection.
         self._ended: Final = trio.Event()
@@ -105,7 +114,7 @@ class Peer:
         self._session = session
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = self.outlet.nursery = nursery
+                self._nursery = nursery
                 self.outlet.send(qmp.greeting())
                 await self._begin_reading()
                 try:
@@ -126,6 +135,11 @@ class Peer:
             self._inbox.close()
             for request in self._requests:
                 request.close()
+
+    def _start(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run *task* until the conversation ends."""
+        assert self._nursery is not None
+        self._nursery.start_soon(task)
 
     async def _begin_reading(self) -> None:
         while True:
@@ -199,8 +213,7 @@ class Peer:
         if event is Event.END or self.reason:
             self._end()
         elif event is Event.FDS:
-            assert self._nursery is not None
-            self._nursery.start_soon(self._read_with_fds)
+            self._start(self._read_with_fds)
         elif self._is_late:
             self._paused = True
             self._readers.pause(self._connection.fileno())
@@ -279,8 +292,7 @@ class Peer:
         """Queue a command; *value* is what `execute` has returned."""
         self._requests.append(request)
         if len(self._requests) == 1:
-            assert self._nursery is not None
-            self._nursery.start_soon(self._work, value)
+            self._start(partial(self._work, value))
 
     async def _work(self, value: Any) -> None:  # noqa: ANN401
         """Execute the waiting commands, in order, until none is left."""

@@ -12,9 +12,7 @@ from inaccfs.shim.deadlines import in_time
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
-
-    import trio
+    from collections.abc import Awaitable, Callable
 
     from inaccfs.control.limits import Policy
 
@@ -63,25 +61,26 @@ class PeerOutlet:
         connection: socket.socket,
         policy: Policy,
         backlog: Backlog,
+        start: Callable[[Callable[[], Awaitable[None]]], None],
         progressed: Callable[[], None],
         disconnect: Callable[[str], None],
         evict: Callable[[str, str], None],
     ) -> None:
-        """*progressed* is called after the peer has read something.
+        """*start* runs a task, for output that waits.
 
-        *disconnect* is called with the reason when the peer has hung up; *evict* with
-        the reason and a text for the log when the peer does not read.
+        *progressed* is called after the peer has read something; *disconnect* with the
+        reason when the peer has hung up; *evict* with the reason and a text for the log
+        when the peer does not read.
         """
         self._connection: Final = connection
         self._outlet: Final = Outlet(connection)
         self._policy: Final = policy
         self._backlog: Final = backlog
+        self._start: Final = start
         self._progressed: Final = progressed
         self._disconnect: Final = disconnect
         self.evict: Final = evict
-        # For the task that writes waiting output; None before the connection is served,
-        # and after.
-        self.nursery: trio.Nursery | None = None
+        # Whether a task writes waiting output.
         self._writing = False
         self._closed = False
         # Messages of a `joined` block that will be sent with the next ones.
@@ -177,7 +176,6 @@ class PeerOutlet:
     def close(self) -> None:
         """Stop sending."""
         self._closed = True
-        self.nursery = None
         self._outlet.close()
         self._count()
 
@@ -207,9 +205,9 @@ class PeerOutlet:
 
     def _write_later(self) -> None:
         self._count()
-        if not self._writing and self.nursery is not None:
+        if not self._writing and not self._closed:
             self._writing = True
-            self.nursery.start_soon(self._write)
+            self._start(self._write)
 
     async def _write(self) -> None:
         while self._outlet:

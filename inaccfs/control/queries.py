@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from inaccfs.control.context import Context
     from inaccfs.control.messages import Command
-    from inaccfs.control.openfiles import Listed
+    from inaccfs.control.mountfiles import Listed
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
 
@@ -66,7 +66,7 @@ def describe(found: Listed, opens: int) -> messages.FileInfo:
         allocated=attributes.st_blocks * 512 // file.page_size,
         fetched=0 if memory is None else memory.frames.pages,
         referenced=0 if memory is None else memory.references_count,
-        poisoned=file.pages.poisoned_count,
+        poisoned=len(file.pages.poisoned),
         notifiers=len(file.notifiers),
         opens=opens,
         frozen=UNSET if file.frozen_by is None else True,
@@ -111,8 +111,10 @@ async def notifiers(context: Context, command: messages.QueryNotifiers) -> Answe
     for number, registration in await paging.first_of(found, command.start):
         if not paging.has_room:
             return Answer(paging.rows, next=number)
-        opened = registration.opened
-        bound = opened.file.notifiers.bound(registration)
+        if number not in context.notifiers:
+            continue
+        opened, pages = registration.opened, registration.pages
+        listed = opened.file.notifiers
         name = opened.name
         paging.add(
             name,
@@ -122,10 +124,11 @@ async def notifiers(context: Context, command: messages.QueryNotifiers) -> Answe
                 ino=opened.ino,
                 peer=registration.who,
                 pid=registration.caller.pid,
-                start=bound and bound[0],
-                end=bound and bound[1],
-                told=registration.events_sent,
-                waiting=opened.file.notifiers.waiting(registration),
+                start=pages and pages[0],
+                end=pages and pages[1],
+                effective=registration in listed,
+                events_sent=registration.events_sent,
+                waiting=listed.waiting(registration),
             ),
         )
         await paging.slices.give()
@@ -162,25 +165,8 @@ def semantics(rules: Semantics) -> messages.Semantics:
 
 def _commands(rules: Semantics) -> list[str]:
     """The commands of these rules that not all semantics have."""
-    found = (
-        ["bind", "unbind"]
-        if rules.scope == "range"
-        else ["register-notifier", "unregister-notifier"]
-    )
-    if rules.keeps_references:
-        found.append("put-pfn")
-    if rules.memory_failure != "unknown":
-        found.append("memory-failure")
-    if rules.binding == "prepared":
-        found.append("commit-bind")
-    if rules.attributes == "file":
-        found.append("set-memory-attributes")
-    if rules.population in ("populate", "populate in place"):
-        found.append("populate")
-    if rules.frozen != "unknown":
-        found += ["freeze", "unfreeze"]
-    if rules.migration != "never":
-        found.append("migrate")
-    if rules.mmap != "refused":
-        found += ["read-shared", "write-shared", "pin-pages", "unpin-pages"]
-    return found
+    return [
+        command.name
+        for command in messages.COMMANDS.values()
+        if command.exists is not None and command.exists(rules)
+    ]

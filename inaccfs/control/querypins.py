@@ -44,7 +44,7 @@ async def pins(context: Context, command: messages.QueryPins) -> messages.Pins:
     frames = context.superblock.frames
     return messages.Pins(
         pinning="none" if frames is None else frames.pinning,
-        extents=[row for row in paging.rows if isinstance(row, messages.PinnedExtent)],
+        extents=[row for row in paging.rows if isinstance(row, messages.FetchedExtent)],
         references=[row for row in paging.rows if isinstance(row, messages.Reference)],
         next=UNSET if following is None else str(following),
     )
@@ -79,7 +79,7 @@ _PLACE: Final = re.compile("[0-9]{1,20}(-[0-9]{1,20}){3}")
 
 def _rows(
     context: Context, name: str, memory: Memory, place: _Place, room: int
-) -> Iterator[tuple[messages.PinnedExtent | messages.Reference, _Place]]:
+) -> Iterator[tuple[messages.FetchedExtent | messages.Reference, _Place]]:
     """The rows of one file from *place* on, with their places; one more than *room*.
 
     Drop the iterator when anything changes: it is not valid after that.
@@ -88,7 +88,7 @@ def _rows(
     if not rank:
         for extent in memory.frames.extents_since(at, room + 1):
             yield (
-                messages.PinnedExtent(file=name, ino=ino, **extent._asdict()),
+                messages.FetchedExtent(file=name, ino=ino, **extent._asdict()),
                 _Place(ino, 0, extent.offset),
             )
     # Only peers of this mount's control socket get pages.

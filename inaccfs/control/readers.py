@@ -51,8 +51,8 @@ class Readers:
         Raises:
             OSError: ENOSPC, ENOMEM of epoll_ctl(2).
         """
-        self._callbacks[fd] = callback
         self._epoll.register(fd, _EVENTS)
+        self._callbacks[fd] = callback
 
     def remove(self, fd: int) -> None:
         """Stop calling back for *fd*, which must still be open."""

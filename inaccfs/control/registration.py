@@ -11,8 +11,9 @@ from inaccfs.control import messages, qmp
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from inaccfs.control.caller import Caller, Outbound
-    from inaccfs.control.openfiles import OpenFile
+    from inaccfs.control.caller import Caller
+    from inaccfs.control.mountfiles import OpenFile
+    from inaccfs.control.outlet import Outbound
     from inaccfs.shim.attributes import Attributes
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notice
@@ -34,14 +35,17 @@ class Registration:
         opened: OpenFile,
         outlet: Outbound,
         ack_seconds: float,
+        pages: tuple[int, int] | None,
     ) -> None:
         """*opened* stays open while the notifier is registered.
 
-        *ack_seconds* is how long the peer may take to answer, for the log.
+        *ack_seconds* is how long the peer may take to answer, for the log. *pages* is
+        the range to bind it to; None for the whole file.
         """
         self.caller: Final = caller
         self.number: Final = number
         self.opened: Final = opened
+        self.pages: Final = pages
         self._outlet: Final = outlet
         self._ack_seconds: Final = ack_seconds
         self.events_sent = 0

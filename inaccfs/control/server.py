@@ -19,15 +19,15 @@ from inaccfs.control.closings import STRANGERS
 from inaccfs.control.context import Actions, Context
 from inaccfs.control.limits import Policy
 from inaccfs.control.peer import Peer
+from inaccfs.control.serverparts import ServerParts
 from inaccfs.control.session import Session
-from inaccfs.control.transport import Transport
 from inaccfs.errors import MountError
 from inaccfs.syscalls import peer_credentials
 from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
     from inaccfs.control.closings import Receiver
-    from inaccfs.control.openfiles import Files
+    from inaccfs.control.mountfiles import Files
     from inaccfs.shim.superblock import Superblock
 
 log = logging.getLogger(__name__)
@@ -107,24 +107,24 @@ class Server:
         self._listener: Final = listener
         self._policy: Final = policy
         self.context: Final = Context(superblock, files, actions, policy)
-        self.transport: Final = Transport(policy, receiver, device)
+        self.parts: Final = ServerParts(policy, receiver, device)
         # The connected peers.
         self.peers: Final[dict[Peer, Session]] = {}
         self._numbers: Final = itertools.count(1)
 
     async def run(self) -> None:
         """Serve until cancelled. Call it once: it closes the listener and the peers."""
-        transport = self.transport
-        with closing(transport.readers):
+        parts = self.parts
+        with closing(parts.readers):
             async with trio.open_nursery() as nursery:
-                transport.closings.nursery = nursery
-                nursery.start_soon(transport.readers.run)
+                parts.closings.nursery = nursery
+                nursery.start_soon(parts.readers.run)
                 nursery.start_soon(self.context.tracers.run)
                 await self._accept(nursery)
 
     async def _accept(self, nursery: trio.Nursery) -> None:
         trouble = Trouble()
-        closings = self.transport.closings
+        closings = self.parts.closings
         while True:
             try:
                 connection = self._next()
@@ -166,7 +166,7 @@ class Server:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         # SOL_SOCKET has it since connect(2); the peer cannot change it afterwards.
         pid, uid, gid = peer_credentials(connection)
-        closings = self.transport.closings
+        closings = self.parts.closings
         if uid not in (0, os.geteuid()) and uid not in self._policy.allowed_uids:
             log.info("a peer of uid %d (pid %d) was not let in", uid, pid)
             closings.close_soon(connection, STRANGERS)
@@ -183,7 +183,7 @@ class Server:
             closings.close_soon(connection, uid)
             return
         caller = Caller(next(self._numbers), pid, uid, gid)
-        peer = Peer(connection, caller, self.transport)
+        peer = Peer(connection, caller, self.parts)
         session = self.peers[peer] = Session(self.context, caller, peer.outlet)
         log.info("%s: connected", peer)
         nursery.start_soon(self._serve, peer, session, connection, uid)
@@ -202,7 +202,7 @@ class Server:
         finally:
             del self.peers[peer]
             log.info("%s: gone%s", peer, peer.why_gone)
-            self.transport.closings.close_soon(connection, uid)
+            self.parts.closings.close_soon(connection, uid)
 
     def shut_down(self, reason: str) -> None:
         """Tell all peers that the daemon ends."""

@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from inaccfs.control import messages, queries
+from inaccfs.control.fdnames import FdNames
 from inaccfs.control.memoryattributes import MemoryAttributes
 from inaccfs.control.messages import Command, Nothing
-from inaccfs.control.names import Names
 from inaccfs.control.notifying import Notifying
 from inaccfs.control.pagepins import PagePins
-from inaccfs.control.pagerefs import PageReferences
+from inaccfs.control.pagerefs import PageHolder, PageReferences, PageRoom
 from inaccfs.control.request import Answer, Request
 from inaccfs.control.tracing import Tracing
+from inaccfs.shim.memory import Pinner
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inaccfs.control.caller import Caller, Outbound
+    from inaccfs.control.caller import Caller
     from inaccfs.control.context import Context
+    from inaccfs.control.outlet import Outbound
 
 
 class Session:
@@ -35,10 +37,19 @@ class Session:
         self._number: Final = caller.number
         # Whether qmp_capabilities was executed. No other command may come before it.
         self.negotiated = False
-        self._names: Final = Names(context, caller)
+        self._names: Final = FdNames(context, caller)
         self._notifying: Final = Notifying(context, caller, self._names, outlet)
-        self.references: Final = PageReferences(context, caller, self._names, outlet)
-        self._pins: Final = PagePins(context, caller, self._names, outlet)
+        policy, names = context.policy, self._names
+        holder = PageHolder(caller, outlet, policy.ack_seconds)
+        self.page_room: Final = PageRoom(policy.limits.pages)
+        self._references: Final = PageReferences(
+            context,
+            names,
+            holder,
+            self.page_room,
+            keeps=context.superblock.semantics.keeps_references,
+        )
+        self._pins: Final = PagePins(context, names, Pinner(holder), self.page_room)
         self._attributes: Final = MemoryAttributes(caller, self._names)
         self._tracing: Final = Tracing(context, outlet)
         self._handlers: Final[dict[type[Command], Callable[[Any], Any]]] = {
@@ -47,7 +58,7 @@ class Session:
             **queries.handlers(context),
             **self._names.handlers(),
             **self._notifying.handlers(),
-            **self.references.handlers(),
+            **self._references.handlers(),
             **self._pins.handlers(),
             **self._attributes.handlers(),
             **self._tracing.handlers(),
@@ -82,7 +93,7 @@ class Session:
             self._names.close()
             self._attributes.close()
             await self._notifying.close(slices)
-            await self.references.close(slices)
+            await self._references.close(slices)
             await self._pins.close(slices)
         del self._context.callers[self._number]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from inaccfs.control.context import Context
+    from inaccfs.control.outlet import Sink
     from inaccfs.shim.trace import What
 
 # Messages up to this size are sent as a whole or not at all: see `Outlet.offer`.
@@ -23,13 +24,6 @@ _MESSAGE_BYTES: Final = 32 << 10
 _RECORDS_A_MESSAGE: Final = 100
 
 _LOOK_AGAIN_SECONDS: Final = 0.01
-
-
-class Sink(Protocol):
-    """The output of a trace; see peeroutlet.PeerOutlet."""
-
-    def offer(self, data: bytes) -> bool:
-        """Send *data* if there is room now; otherwise return False. Never raises."""
 
 
 class Tracing:

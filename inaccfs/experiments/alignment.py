@@ -6,11 +6,11 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM
 from inaccfs.kvm.attributes import MemoryAttributes
 from inaccfs.kvm.uapi import PAGE_SIZE, PG_LEVEL_2M, pages_of_level
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
 
 if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
@@ -102,8 +102,7 @@ def _row(bench: Bench, place: _Place) -> list[object]:
         vcpu = vm.create_vcpu()
         got = []
         for gfn in (slot.base_gfn, slot.base_gfn + slot.npages // 2):
-            at = slot.pgoff(gfn) * PAGE_SIZE
-            fallocate(fd, FALLOC_FL_KEEP_SIZE, at, PAGE_SIZE)
+            parts.allocate(fd, 1, slot.pgoff(gfn))
             vcpu.read(gfn * PAGE_SIZE, 1)
             spte = vm.spte(gfn)
             got.append("-" if spte is None else _LEVELS[spte.level])

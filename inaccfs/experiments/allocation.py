@@ -8,13 +8,13 @@ import os
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.errnos import NAMES
+from inaccfs import errnos
+from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, Vmm
 from inaccfs.kvm.memory import resident
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -69,7 +69,7 @@ class _Guest:
             self.allocate(0, _PAGES)
 
     def allocate(self, page: int, count: int = 1) -> None:
-        fallocate(self._fd, FALLOC_FL_KEEP_SIZE, page * PAGE_SIZE, count * PAGE_SIZE)
+        parts.allocate(self._fd, count, page)
 
     # --- what the guest does ----------------------------------------------------------
 
@@ -150,7 +150,7 @@ def _live(bench: Bench, allocates: str, *, punches: bool) -> list[object]:
             try:
                 step(guest)
             except MemoryFaultExit as exc:
-                found.append(NAMES[exc.errno])
+                found.append(errnos.name(exc.errno))
                 break
             found.append(guest.counted())
         found += ["-"] * (len(_STEPS) + 2 - len(found))

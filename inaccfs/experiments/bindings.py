@@ -8,16 +8,13 @@ import socket
 import statistics
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs.errors import InaccfsError
 from inaccfs.experiments import chart, parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8
-from inaccfs.syscalls import PUNCH, fallocate
 
 if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
@@ -131,7 +128,7 @@ def _measure(bench: Bench, *, binds: bool, aliases: bool = False) -> list[_Taken
 def _punch(fd: int) -> float:
     """The time of a punch in µs. The page is a hole, so no memory is freed."""
     start = time.perf_counter_ns()
-    fallocate(fd, PUNCH, 0, PAGE_SIZE)
+    parts.punch(fd, 1)
     return (time.perf_counter_ns() - start) / 1e3
 
 
@@ -140,7 +137,7 @@ def _run(lab: Lab) -> None:
     for semantics in lab.semantics:
         with lab.bench(semantics, size="64m", options=_LIMITS) as bench:
             rules = bench.shim.query_semantics()
-            binds = rules.scope == "range"
+            binds = rules.by_range
             name = f"{bench.semantics}, {'a page each' if binds else 'a list'}"
             series[name] = _measure(bench, binds=binds)
             if binds and not rules.exclusive:
@@ -153,19 +150,13 @@ def _run(lab: Lab) -> None:
             for at, number in enumerate(_NUMBERS)
         ],
     )
-    if lab.plot is not None:
-        curves = {
-            name: [
-                (number, taken.time)
-                for number, taken in zip(_NUMBERS, each, strict=True)
-            ]
-            for name, each in series.items()
-        }
-        drawn = chart.log_log(curves, "notifiers of the file", "a punch of a page, µs")
-        try:
-            Path(lab.plot).write_text(drawn)
-        except OSError as exc:
-            raise InaccfsError(f"cannot write {lab.plot}: {exc.strerror}") from exc
+    curves = {
+        name: [
+            (number, taken.time) for number, taken in zip(_NUMBERS, each, strict=True)
+        ]
+        for name, each in series.items()
+    }
+    lab.draw(chart.log_log(curves, "notifiers of the file", "a punch of a page, µs"))
 
 
 EXPERIMENT: Final = Experiment(
@@ -174,4 +165,5 @@ EXPERIMENT: Final = Experiment(
     run=_run,
     semantics=("v8", f"{__file__}:Tree"),
     exact=False,
+    draws=True,
 )

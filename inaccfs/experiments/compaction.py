@@ -8,13 +8,13 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.errnos import NAMES
+from inaccfs import errnos
 from inaccfs.errors import InaccfsError
 from inaccfs.experiments.lab import Experiment
-from inaccfs.experiments.parts import Neighbour
+from inaccfs.experiments.parts import Neighbour, allocate
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM
 from inaccfs.kvm.uapi import PAGE_SIZE
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
+from inaccfs.syscalls import fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,8 +89,8 @@ class _Guest:
             at = 0
             for start in range(0, _PAGES, _CHUNK):
                 for fd in self.fds:
-                    _allocate(fd, start, _CHUNK)
-                    _allocate(gap, at, _GAP)
+                    allocate(fd, _CHUNK, start)
+                    allocate(gap, _GAP, at)
                     at += _GAP
         self.vm: Final = stack.enter_context(VM(self._shim, default_private=True))
         for slot, fd in enumerate(self.fds):
@@ -117,10 +117,6 @@ class _Guest:
         return {each.pfn for each in self.vm.stale_sptes()}
 
 
-def _allocate(fd: int, page: int, count: int) -> None:
-    fallocate(fd, FALLOC_FL_KEEP_SIZE, page * PAGE_SIZE, count * PAGE_SIZE)
-
-
 # --- what moves pages ----------------------------------------------------------------
 
 
@@ -143,7 +139,7 @@ def collapse(shim: Client, fd: int) -> str:
         with closing(mmap.mmap(memory, 0)) as mapped:
             mapped.madvise(_MADV_COLLAPSE)
     except OSError as exc:
-        return NAMES[exc.errno or 0]
+        return errnos.name(exc.errno)
     finally:
         os.close(memory)
     return "ok"

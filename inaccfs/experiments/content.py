@@ -8,11 +8,11 @@ from collections import Counter
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from inaccfs.experiments import parts
 from inaccfs.experiments.lab import HUGE_ONLY, IN_FILES, Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Vmm
 from inaccfs.kvm.encryption import EncryptionUnavailableError
 from inaccfs.kvm.uapi import PAGE_SIZE
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def _keep(guest: _Guest, private: bool) -> None:
 def _punch(guest: _Guest, private: bool) -> None:
     """Punch the page itself, where there is only one copy."""
     guest.vm.set_memory_attributes(0, PAGE_SIZE, private=private)
-    fallocate(guest.fd, PUNCH, 0, PAGE_SIZE)
+    parts.punch(guest.fd, 1)
 
 
 # "in place" is like guest_memfd with INIT_SHARED: the VMM maps the same memory that is
@@ -117,7 +117,7 @@ def _watch(
         def convert(*, private: bool) -> None:
             policy(guest, private)
             if private and not allocates:
-                fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, PAGE_SIZE)
+                parts.allocate(fd, 1)
 
         vm.set_memory_attributes(0, PAGE_SIZE, private=False)
         shared[:] = _PUBLIC
@@ -190,8 +190,8 @@ def _judge(
     """Under how many policies a client is right, and what it reads under the others."""
     got = [read(each) for each in seen if each is not None]
     wrong = sorted(Counter(what for what in got if what != expected).items())
-    told = ", ".join(what + f" {times}x" * (times > 1) for what, times in wrong)
-    return f"{got.count(expected)} of {len(got)}", told or "-"
+    text = ", ".join(what + f" {times}x" * (times > 1) for what, times in wrong)
+    return f"{got.count(expected)} of {len(got)}", text or "-"
 
 
 EXPERIMENT: Final = Experiment(

@@ -11,7 +11,7 @@ from inaccfs.experiments.lab import HUGE_ONLY, LOCKED, Experiment
 from inaccfs.experiments.parts import SIMULATED, add_slot, punch
 from inaccfs.explore.inplace import Dma, DmaPunch
 from inaccfs.explore.search import Case, Limits, explore
-from inaccfs.iommu import WAYS, Iommu
+from inaccfs.iommu import GETS_EVENTS, WAYS, Iommu
 from inaccfs.kvm import VM
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import load
@@ -24,14 +24,11 @@ if TYPE_CHECKING:
 _DATA: Final = b"data"
 _NAMES: Final = {_DATA: "its data", bytes(4): "zeros", b"\xff" * 4: "nothing"}
 
-# These two get events, so they have to be the user of a page that has only one user.
-_HEAR: Final = ("before and after", "revoke")
-
 
 def _found(scenario: type[Scenario], semantics: str, learns: Learns) -> str:
     """The kinds of violations that a search of all schedules finds."""
     rules = load.load(semantics)
-    if scenario is Dma and rules.attributes != "file":
+    if scenario is Dma and not rules.in_place:
         return "-"
     kind = type(scenario.__name__, (scenario,), {"learns": learns})
     outcome = explore(Case(kind, rules), Limits(seconds=None))
@@ -46,13 +43,13 @@ def _beside(bench: Bench, learns: Learns) -> str:
         vm = stack.enter_context(VM(bench.shim))
         add_slot(vm, fd, 0, 1)
         iommu = stack.enter_context(Iommu(bench.shim, learns=learns))
-        if bench.shim.query_semantics().attributes == "file":
+        if bench.shim.query_semantics().in_place:
             with bench.shim.file(fd) as file:
                 file.set_memory_attributes(0, 1, False)
         try:
             iommu.map_file(fd, 0, PAGE_SIZE)
         except OSError as exc:
-            return errnos.NAMES[exc.errno or 0]
+            return errnos.name(exc.errno)
         return "yes"
 
 
@@ -65,11 +62,11 @@ def _after(
         stack.callback(os.close, fd)
         rules = bench.shim.query_semantics()
         file = stack.enter_context(bench.shim.file(fd))
-        if converts and rules.attributes != "file":
+        if converts and not rules.in_place:
             return None
-        if rules.attributes == "file":
+        if rules.in_place:
             file.set_memory_attributes(0, 1, False)
-        if learns not in _HEAR:
+        if learns not in GETS_EVENTS:
             add_slot(stack.enter_context(VM(bench.shim)), fd, 0, 1)
         iommu = stack.enter_context(Iommu(bench.shim, learns=learns))
         iommu.map_file(fd, 0, PAGE_SIZE)
@@ -82,7 +79,7 @@ def _after(
             else:
                 punch(fd, 1)
         except OSError as exc:
-            change = errnos.NAMES[exc.errno or 0]
+            change = errnos.name(exc.errno)
         then = _NAMES[device.read(0, 4)]
         iommu.restore()
         again = _NAMES[device.read(0, 4)]

@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from inaccfs.errnos import NAMES
+from inaccfs import errnos
+from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import Bind, refused
@@ -59,7 +60,7 @@ class _Subject(NamedTuple):
         self, end: int = _PAGES, start: int = 0, exclusive: bool | None = None
     ) -> None:
         """Register or bind a notifier for these pages, as the semantics require."""
-        if self.rules.scope == "range":
+        if self.rules.by_range:
             notifier = self.file.bind(start, end, _ignore, exclusive=exclusive)
         else:
             notifier = self.file.register_notifier(_ignore)
@@ -109,7 +110,7 @@ def _put(to: _Subject) -> None:
 
 
 def _wrong_notifier(to: _Subject) -> object:
-    if to.rules.scope == "range":
+    if to.rules.by_range:
         return to.file.register_notifier(_ignore)
     return to.file.bind(0, 1, _ignore)
 
@@ -180,12 +181,12 @@ def _outcome(shim: Client, step: _Step) -> str:
     with ExitStack() as undo:
         fd = shim.memfd_create("subject", size=_SIZE)
         undo.callback(os.close, fd)
-        fallocate(fd, _KEEP, PAGE_SIZE, PAGE_SIZE)
+        parts.allocate(fd, 1, 1)
         file = undo.enter_context(shim.file(fd))
         try:
             step(_Subject(fd, file, shim.query_semantics(), undo))
         except OSError as exc:
-            return NAMES[exc.errno or 0]
+            return errnos.name(exc.errno)
         except _AbsentError:
             return "-"
         return "ok"

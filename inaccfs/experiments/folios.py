@@ -6,12 +6,12 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.experiments import parts
 from inaccfs.experiments.compaction import collapse
 from inaccfs.experiments.lab import HUGE_ONLY, IN_FILES, Experiment
 from inaccfs.experiments.parts import add_slot, new_file
 from inaccfs.kvm import VM, Vmm
 from inaccfs.kvm.uapi import PAGE_SIZE, PG_LEVEL_2M, pages_of_level
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,10 +53,10 @@ class _Guest:
     # --- actions -----------------------------------------------------------------
 
     def allocate(self, start: int, count: int) -> None:
-        fallocate(self._fd, FALLOC_FL_KEEP_SIZE, start * PAGE_SIZE, count * PAGE_SIZE)
+        parts.allocate(self._fd, count, start)
 
     def punch(self, start: int, count: int) -> None:
-        fallocate(self._fd, PUNCH, start * PAGE_SIZE, count * PAGE_SIZE)
+        parts.punch(self._fd, count, start)
 
     def read(self, page: int) -> str:
         found = self._vcpu.read(page * PAGE_SIZE, len(_SECRET))

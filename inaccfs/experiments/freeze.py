@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -13,7 +12,7 @@ from inaccfs.experiments.lab import Experiment
 from inaccfs.experiments.mapper import Mapper
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import LiveUpdate
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,8 +45,7 @@ class _Allocator:
     def run(self) -> None:
         try:
             while self.pages < _PAGES and not self.stopped:
-                offset = self.pages * PAGE_SIZE
-                fallocate(self._fd, FALLOC_FL_KEEP_SIZE, offset, PAGE_SIZE)
+                parts.allocate(self._fd, 1, self.pages)
                 self.pages += 1
         except OSError as exc:
             self.errno = exc.errno or 0
@@ -69,7 +67,7 @@ class _Round:
             stack.callback(os.close, fd)
             file = stack.enter_context(bench.shim.file(fd))
             allocator = _Allocator(fd)
-            pool = stack.enter_context(ThreadPoolExecutor(1))
+            pool = parts.threads(stack, 1)
             running = pool.submit(allocator.run)
             allocator.go_on()
             self.freezes = freezes and _froze(file)
@@ -108,14 +106,15 @@ def _walk(file: File) -> int:
 
 def _calls(fd: int, user: Mapper) -> dict[str, Callable[[], object]]:
     """The calls to try on a frozen file. Page 0 is present, page 2 is a hole."""
-    keep = FALLOC_FL_KEEP_SIZE
     window = user.file.shared_window()
     return {
-        "fallocate, a hole": lambda: fallocate(fd, keep, 2 * PAGE_SIZE, PAGE_SIZE),
-        "fallocate, a present page": lambda: fallocate(fd, keep, 0, PAGE_SIZE),
-        "fallocate, half a page": lambda: fallocate(fd, keep, 0, PAGE_SIZE // 2),
-        "fallocate, past the end": lambda: fallocate(fd, keep, _SIZE, PAGE_SIZE),
-        "punch": lambda: fallocate(fd, PUNCH, 0, PAGE_SIZE),
+        "fallocate, a hole": lambda: parts.allocate(fd, 1, 2),
+        "fallocate, a present page": lambda: parts.allocate(fd, 1),
+        "fallocate, half a page": lambda: fallocate(
+            fd, FALLOC_FL_KEEP_SIZE, 0, PAGE_SIZE // 2
+        ),
+        "fallocate, past the end": lambda: parts.allocate(fd, 1, _PAGES),
+        "punch": lambda: parts.punch(fd, 1),
         "ftruncate, the same size": lambda: os.ftruncate(fd, _SIZE),
         "vCPU faults on a present page": lambda: user.fault(0),
         "vCPU faults on a hole": lambda: user.fault(2),
@@ -137,7 +136,7 @@ def _outcomes(bench: Bench) -> dict[str, str]:
         found["another unfreezes it"] = parts.outcome(user.file.unfreeze)
         found["its owner unfreezes it"] = parts.outcome(file.unfreeze)
         found["fallocate, a hole, after that"] = parts.outcome(
-            lambda: fallocate(fd, FALLOC_FL_KEEP_SIZE, 3 * PAGE_SIZE, PAGE_SIZE)
+            lambda: parts.allocate(fd, 1, 3)
         )
     return found
 

@@ -64,6 +64,8 @@ class Experiment:
     semantics: tuple[str, ...]
     # Whether its output is the same each time.
     exact: bool = True
+    # Whether it calls `Lab.draw`.
+    draws: bool = False
     # What it cannot run on.
     misfits: tuple[Misfit, ...] = (HUGE_ONLY,)
 
@@ -102,11 +104,11 @@ class Lab:
         self,
         semantics: Sequence[str],
         show: Callable[[str], object],
-        plot: str | None = None,
     ) -> None:
-        """*show* takes a line; *plot* is the path for an SVG, if there is one."""
+        """*show* takes a line."""
         self.semantics: Final = tuple(semantics)
-        self.plot: Final = plot
+        # The chart for --plot: SVG, or nothing if none was drawn.
+        self.drawn = ""
         # The tables shown so far, for programs.
         self.tables: Final[list[Table]] = []
         self.lines: Final[list[str]] = []
@@ -134,6 +136,10 @@ class Lab:
         """Show a line."""
         self.lines.append(text)
         self._show(text)
+
+    def draw(self, svg: str) -> None:
+        """The chart of the results, for --plot: the text of an SVG file."""
+        self.drawn = svg
 
     def columns(
         self, head: Sequence[str], columns: Sequence[Iterable[tuple[str, object]]]

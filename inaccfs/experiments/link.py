@@ -9,9 +9,7 @@ from inaccfs import errnos
 from inaccfs.client import connect
 from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
-from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import GuestMemfd72
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,14 +34,14 @@ class _Vm:
 
     def __init__(self, stack: ExitStack, bench: Bench, fd: int) -> None:
         self.shim: Final[Client] = stack.enter_context(connect(bench.mount.path))
-        self._scope: Final = self.shim.query_semantics().scope
+        self._by_range: Final = self.shim.query_semantics().by_range
         self._file: Final[File] = stack.enter_context(self.shim.file(fd))
         self._notifier: Notifier | None = None
         self.events = 0
         stack.callback(self.unbind)
 
     def bind(self, *, prepare: bool = False) -> None:
-        if self._scope == "range":
+        if self._by_range:
             self._notifier = self._file.bind(0, _PAGES, self._hear, prepare=prepare)
         else:
             self._notifier = self._file.register_notifier(self._hear)
@@ -82,9 +80,9 @@ class _Move:
     def punch(self) -> str:
         """Punch the last page, and allocate it again; which VM got the event?"""
         counts = self.old.events, self.new.events
-        last = (_PAGES - 1) * PAGE_SIZE
-        fallocate(self.fd, PUNCH, last, PAGE_SIZE)
-        fallocate(self.fd, FALLOC_FL_KEEP_SIZE, last, PAGE_SIZE)
+        last = _PAGES - 1
+        parts.punch(self.fd, 1, last)
+        parts.allocate(self.fd, 1, last)
         vms = (("old", self.old), ("new", self.new))
         heard = [
             name
@@ -148,7 +146,7 @@ def _way(bench: Bench, way: Callable[[_Move], list[str]]) -> list[str]:
         try:
             return ["ok", *way(_Move(stack, bench))]
         except OSError as exc:
-            return [errnos.NAMES[exc.errno or 0], "-", "-", "-"]
+            return [errnos.name(exc.errno), "-", "-", "-"]
 
 
 def _run(lab: Lab) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -93,7 +92,7 @@ class _World:
         self._fd: Final = parts.new_file(stack, bench.shim, "guests", 2)
         self.first: Final = _Guest(stack, bench, self._fd, 0)
         self.late: Final = _Guest(stack, bench, self._fd, 1)
-        self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))
+        self._pool: Final = parts.threads(stack, 1)
         self.first.add_slot()
 
     def punch(self, act: Callable[[], Future[Any]]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.client import connect
 from inaccfs.errors import PinnedError
+from inaccfs.experiments import parts
 from inaccfs.kvm.invalidation import Invalidation
 
 if TYPE_CHECKING:
@@ -76,9 +77,15 @@ class Mapper:
             start, end = once, None
         else:
             start, end = self._start, self._end  # type: ignore[assignment]
-        if self.rules.scope == "range":
-            return self.file.bind(0, pages, start, invalidate_end=end, with_kinds=True)
-        return self.file.register_notifier(start, invalidate_end=end, with_kinds=True)
+        return parts.listen(
+            self.file,
+            self.rules,
+            0,
+            pages,
+            start,
+            invalidate_end=end,
+            with_kinds=True,
+        )
 
     def _leave(self) -> None:
         with suppress(OSError):
@@ -149,4 +156,4 @@ def convert(file: File, offset: int, count: int, *, private: bool) -> int | None
 
 def keeps_attributes(bench: Bench) -> bool:
     """Whether pages of a file can be converted."""
-    return bench.shim.query_semantics().attributes == "file"
+    return bench.shim.query_semantics().in_place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -59,8 +58,8 @@ class _Guest:
         # Its callbacks run in a thread of their own, beside those of the VM.
         self._other: Final = stack.enter_context(connect(bench.mount.path))
         file = stack.enter_context(self._other.file(self._fd))
-        stack.enter_context(parts.listen(file, 1, 2, rules.scope, self._gate))
-        self._pool: Final = stack.enter_context(ThreadPoolExecutor(2))
+        stack.enter_context(parts.listen(file, rules, 1, 2, self._gate))
+        self._pool: Final = parts.threads(stack, 2)
         # The action for each point of the hooks; it happens once.
         self._acts: Final[dict[str, Callable[[], object]]] = {}
         # Calls in other threads that may still run.

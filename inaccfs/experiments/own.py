@@ -21,7 +21,8 @@ def find(wanted: str) -> Experiment:
     """The experiment of a name, or of FILE.py:CLASS; this runs the file.
 
     The class needs no base: it has `question`, a sentence; `run(lab)`; and, unless
-    every run names them, `semantics`, the names of the rules that it runs on.
+    every run names them, `semantics`, the names of the rules that it runs on. `draws`
+    is True if it calls `Lab.draw`.
 
     Raises:
         OptionError: there is no experiment of that name, or the class lacks something.
@@ -67,4 +68,12 @@ def _checked(found: object, wanted: str, name: str) -> Experiment:
     def run(lab: Lab) -> None:
         found.run(lab)  # type: ignore[attr-defined]
 
-    return Experiment(name, question, run, tuple(semantics), exact=False, misfits=())
+    return Experiment(
+        name,
+        question,
+        run,
+        tuple(semantics),
+        exact=False,
+        draws=bool(getattr(found, "draws", False)),
+        misfits=(),
+    )

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import children, errnos
+from inaccfs.errors import InaccfsError
 from inaccfs.kvm import MemoryFaultExit
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.uapi import KVM_MEM_PRIVATE, PAGE_SHIFT
@@ -20,9 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
     from contextlib import ExitStack
+    from typing import Unpack
 
     from inaccfs.client import Client, File, Notifier
-    from inaccfs.control.messages import Extent
+    from inaccfs.client.notifying import Callback, Options
+    from inaccfs.control.messages import Extent, Semantics
     from inaccfs.kvm import VM, Vcpu
     from inaccfs.launch import Mount
 
@@ -40,21 +45,27 @@ SIMULATED: Final[dict[str, Any]] = {
 
 _VICTIM: Final = """
 import sys, inaccfs
-with inaccfs.connect(sys.argv[1]) as shim:
-    shim.file(int(sys.argv[2])).get_pfns(0, int(sys.argv[3]))
-    print("got", flush=True)
-    sys.stdin.read()
+try:
+    with inaccfs.connect(sys.argv[1]) as shim:
+        shim.file(int(sys.argv[2])).get_pfns(0, int(sys.argv[3]))
+        print("got", flush=True)
+        sys.stdin.read()
+except inaccfs.InaccfsError as exc:
+    print(exc)
 """
 
 
-def allocate(fd: int, pages: int) -> None:
-    """Allocate the first pages of a file."""
-    fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, pages << PAGE_SHIFT)
+def allocate(fd: int, pages: int, first: int = 0) -> None:
+    """Allocate pages of a file, from page *first* on; the size stays."""
+    fallocate(fd, FALLOC_FL_KEEP_SIZE, first << PAGE_SHIFT, pages << PAGE_SHIFT)
 
 
-def punch(fd: int, pages: int) -> None:
-    """Punch the first pages of a file; returns when all notifiers have answered."""
-    fallocate(fd, PUNCH, 0, pages << PAGE_SHIFT)
+def punch(fd: int, pages: int, first: int = 0) -> None:
+    """Punch pages of a file, from page *first* on.
+
+    Returns when all notifiers have answered.
+    """
+    fallocate(fd, PUNCH, first << PAGE_SHIFT, pages << PAGE_SHIFT)
 
 
 def new_file(stack: ExitStack, shim: Client, name: str, pages: int) -> int:
@@ -87,17 +98,16 @@ def read(vcpu: Vcpu, gpa: int, size: int) -> bytes:
 
 def listen(
     file: File,
+    rules: Semantics,
     start: int,
     end: int,
-    scope: str,
-    callback: Callable[..., object],
-    *,
-    with_frames: bool = False,
+    invalidate: Callback | None = None,
+    **callbacks: Unpack[Options],
 ) -> Notifier:
-    """Register a notifier for pages, by file or by range as the semantics require."""
-    if scope == "range":
-        return file.bind(start, end, callback, with_frames=with_frames)
-    return file.register_notifier(callback, with_frames=with_frames)
+    """Register a notifier for pages, by file or by range as the rules say."""
+    if rules.by_range:
+        return file.bind(start, end, invalidate, **callbacks)
+    return file.register_notifier(invalidate, **callbacks)
 
 
 def outcome(call: Callable[[], object]) -> str:
@@ -105,7 +115,7 @@ def outcome(call: Callable[[], object]) -> str:
     try:
         call()
     except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
+        return errnos.name(exc.errno)
     return "ok"
 
 
@@ -117,20 +127,42 @@ def kept(shim: Client) -> int:
 
 @contextmanager
 def victim(mount: Mount, fd: int, pages: int) -> Iterator[None]:
-    """Run a process that gets the first pages of a file; kill it after the block."""
+    """Run a process that gets the first pages of a file; kill it after the block.
+
+    Raises:
+        InaccfsError: it cannot start, or cannot connect.
+    """
     words = (str(word) for word in (mount.path, fd, pages))
-    with subprocess.Popen(
-        [sys.executable, "-c", _VICTIM, *words],
-        pass_fds=[fd],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
+    with children.starting("the process that is to be killed"):
+        started = subprocess.Popen(
+            [sys.executable, "-c", _VICTIM, *words],
+            pass_fds=[fd],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+    with started as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"got\n"
+            if (said := process.stdout.readline().decode().rstrip("\n")) != "got":
+                raise InaccfsError(f"the process that is to be killed: {said}")
             yield
         finally:
             children.kill(process)
+
+
+def threads(stack: ExitStack, count: int) -> ThreadPoolExecutor:
+    """A pool whose threads run from the beginning, until *stack* is closed.
+
+    They are for callbacks, in which the failure to start a thread is a traceback.
+    """
+    pool = stack.enter_context(ThreadPoolExecutor(count))
+    may_go_on = Event()
+    try:
+        for _ in range(count):
+            pool.submit(may_go_on.wait)
+    finally:
+        may_go_on.set()
+    return pool
 
 
 def frames(extents: Iterable[Extent]) -> list[int]:
@@ -158,8 +190,8 @@ class Neighbour:
     def __init__(self, stack: ExitStack, shim: Client, pages: int) -> None:
         fd = new_file(stack, shim, "neighbour", pages)
         self._file: Final = stack.enter_context(shim.file(fd))
-        scope = shim.query_semantics().scope
-        stack.enter_context(listen(self._file, 0, pages, scope, lambda *_: None))
+        rules = shim.query_semantics()
+        stack.enter_context(listen(self._file, rules, 0, pages, lambda *_: None))
         self._pages = 0
         # The frames of this file so far.
         self.frames: Final[set[int]] = set()

@@ -65,7 +65,11 @@ class _User:
     def begin(self) -> None:
         """Get all pages; KVM keeps no reference to what it maps."""
         self.notifier: Notifier = parts.listen(
-            *(self.file, 0, _PAGES, self.rules.scope, self._invalidate),
+            self.file,
+            self.rules,
+            0,
+            _PAGES,
+            self._invalidate,
             with_frames=True,
         )
         for page in range(_PAGES):

@@ -47,8 +47,9 @@ class _Host:
         ]
         self._lasts: Final = lasts
         self.calls = self.refused = 0
-        # User mappings of pages that stayed shared which calls have unmapped, in v8's
-        # step before the check. The host touches all shared pages between two calls.
+        # How many user mappings calls have unmapped in vain: v8 unmaps before it checks
+        # for pins, and then these pages stay shared. The host touches all shared pages
+        # between two calls.
         self.refaults = 0
         # Pages that were private while they were pinned.
         self.exposed = 0

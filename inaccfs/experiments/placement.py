@@ -10,7 +10,6 @@ from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.experiments.mapper import Mapper
 from inaccfs.kvm.uapi import PAGE_SIZE
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,8 +93,7 @@ class _Memory:
 
     def allocate(self, task: int, start: int = 0, end: int = _PAGES) -> None:
         """The VMM's thread on node *task* calls fallocate(2)."""
-        size = (end - start) * PAGE_SIZE
-        fallocate(self._fd, FALLOC_FL_KEEP_SIZE, start * PAGE_SIZE, size)
+        parts.allocate(self._fd, end - start, start)
         self._place(task)
 
     def touch(self, task: int, start: int = 0, end: int = _PAGES) -> None:

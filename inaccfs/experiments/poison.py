@@ -15,7 +15,6 @@ from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit
 from inaccfs.kvm.uapi import PAGE_SIZE
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,9 +37,9 @@ def _outcome(call: Callable[[], object]) -> str:
     try:
         found = call()
     except MemoryFaultExit as exc:
-        return f"exit, {errnos.NAMES[exc.errno]}"
+        return f"exit, {errnos.name(exc.errno)}"
     except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
+        return errnos.name(exc.errno)
     return found if isinstance(found, str) else "ok"
 
 
@@ -59,12 +58,13 @@ def _listen(bench: Bench, other: Client) -> tuple[str, list[str], bool]:
     with ExitStack() as stack:
         fd = bench.shim.memfd_create("listener", size=_PAGES * PAGE_SIZE)
         stack.callback(os.close, fd)
-        fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, _PAGES * PAGE_SIZE)
+        parts.allocate(fd, _PAGES)
         file = stack.enter_context(bench.shim.file(fd))
-        register = file.register_notifier
-        if bench.shim.query_semantics().scope == "range":
-            register = partial(file.bind, 0, _PAGES)
-        notifier = register(
+        notifier = parts.listen(
+            file,
+            bench.shim.query_semantics(),
+            0,
+            _PAGES,
             invalidate_start=partial(hear, "START"),
             invalidate_end=partial(hear, "END"),
             error=partial(hear, "MEMORY_ERROR"),
@@ -85,7 +85,7 @@ class _Guest:
         self._puts: Final = bench.shim.query_semantics().keeps_references
         self.fd: Final = bench.shim.memfd_create("guest", size=size)
         stack.callback(os.close, self.fd)
-        fallocate(self.fd, FALLOC_FL_KEEP_SIZE, 0, size)
+        parts.allocate(self.fd, _PAGES)
         self.other: Final[File] = stack.enter_context(other.file(self.fd))
         # Set when KVM has the event and has not zapped yet; when it may zap; when it
         # has.
@@ -128,8 +128,7 @@ class _Guest:
         return _outcome(get)
 
     def punch(self, page: int) -> None:
-        mode = PUNCH
-        fallocate(self.fd, mode, page * PAGE_SIZE, PAGE_SIZE)
+        parts.punch(self.fd, 1, page)
 
     def report(self, page: int) -> str:
         """Report a memory failure; the outcome, and the number of events to KVM."""

@@ -62,7 +62,7 @@ class _Vmm:
 
     def convert(self, *, private: bool) -> None:
         """Convert all pages, if attributes are kept in the file."""
-        if self.rules.attributes == "file":
+        if self.rules.in_place:
             self.file.set_memory_attributes(0, _PAGES, private)
 
     def count(self) -> None:
@@ -153,7 +153,7 @@ class PreFault(Way):
     private = True
 
     def page(self, page: int) -> None:
-        if self._vmm.rules.scope == "range":
+        if self._vmm.rules.by_range:
             with self._vmm.file.bind(0, _PAGES, lambda *_: None):
                 self._get(page)
         else:
@@ -183,7 +183,7 @@ def _fill(way: Way, vmm: _Vmm, middle: Callable[[], object] | None = None) -> st
         way.end()
     except OSError as exc:
         vmm.count()
-        return f"{errnos.NAMES[exc.errno or 0]}, {at}"
+        return f"{errnos.name(exc.errno)}, {at}"
     return "ok"
 
 
@@ -202,7 +202,7 @@ def _row(bench: Bench, kind: type[Way]) -> list[object]:
     with ExitStack() as stack:
         vmm = _Vmm(stack, bench)
         sealed = "-"
-        if vmm.rules.attributes == "file":
+        if vmm.rules.in_place:
             sealed = _fill(
                 kind(vmm), vmm, lambda: vmm.convert(private=not kind.private)
             )

@@ -114,7 +114,7 @@ def _run(lab: Lab) -> None:
     for semantics in lab.semantics:
         with lab.bench(semantics, **parts.SIMULATED) as bench:
             rules = bench.shim.query_semantics()
-            if rules.population != "write" or rules.mmap == "refused":
+            if not (rules.takes_writes and rules.mappable):
                 lab.say(f"{bench.semantics}: no write(2) and no mapping to fill it by")
                 continue
             rows += [

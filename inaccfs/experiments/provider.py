@@ -12,7 +12,6 @@ from inaccfs.experiments.lab import LOCKED, Experiment
 from inaccfs.experiments.mapper import Mapper
 from inaccfs.kvm.uapi import PAGE_SIZE, PG_LEVEL_2M, pages_of_level
 from inaccfs.semantics import HugetlbRfc, InPlaceNext, InPlaceV8
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
@@ -55,11 +54,10 @@ class _User:
         self.maps: Final = Mapper(stack, bench, self.fd, pages)
 
     def allocate(self, page: int, pages: int) -> None:
-        offset, length = page * PAGE_SIZE, pages * PAGE_SIZE
-        fallocate(self.fd, FALLOC_FL_KEEP_SIZE, offset, length)
+        parts.allocate(self.fd, pages, page)
 
     def punch(self, page: int, pages: int) -> None:
-        fallocate(self.fd, PUNCH, page * PAGE_SIZE, pages * PAGE_SIZE)
+        parts.punch(self.fd, pages, page)
 
     @property
     def allocated(self) -> int:

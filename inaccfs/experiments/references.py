@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,19 +49,19 @@ class _World:
         self.bench: Final = bench
         self.shim: Final = bench.shim
         rules = self.shim.query_semantics()
-        self._scope: Final = rules.scope
+        self._rules: Final = rules
         self.locks: Final = rules.locks_pages
         self.puts: Final = rules.keeps_references
         self.fd: Final = parts.new_file(stack, self.shim, "file", _PAGES)
         self.neighbour: Final = parts.Neighbour(stack, self.shim, _PAGES)
-        self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))
+        self._pool: Final = parts.threads(stack, 1)
 
     def user(self) -> File:
         """A user with a notifier for all pages, on a separate connection."""
         shim = self._stack.enter_context(connect(self.bench.mount.path))
         file = self._stack.enter_context(shim.file(self.fd))
         # Never unregister it: a user that was disconnected could not do so.
-        parts.listen(file, 0, _PAGES, self._scope, lambda *_: None)
+        parts.listen(file, self._rules, 0, _PAGES, lambda *_: None)
         return file
 
     def punch(self) -> None:

@@ -7,10 +7,11 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import errnos
+from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8, refused
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
+from inaccfs.syscalls import fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,7 @@ _STEPS: Final[tuple[tuple[str, int, Callable[[int], None]], ...]] = (
     (
         "the same, KEEP_SIZE",
         PAGE_SIZE,
-        lambda fd: fallocate(fd, FALLOC_FL_KEEP_SIZE, PAGE_SIZE, PAGE_SIZE),
+        lambda fd: parts.allocate(fd, 1, 1),
     ),
 )
 
@@ -78,7 +79,7 @@ def _outcome(fd: int, size: int, step: Callable[[int], None]) -> str:
     try:
         step(fd)
     except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
+        return errnos.name(exc.errno)
     now = os.fstat(fd).st_size
     pages = now // PAGE_SIZE
     return "ok" if now == size else f"ok, {pages} page{'s'[: pages != 1]}"

@@ -80,7 +80,7 @@ class _Guest:
             return "MMIO"
         except MemoryFaultExit as exc:
             if exc.errno not in (0, errno.EFAULT):
-                return f"fault, {errnos.NAMES[exc.errno]}"
+                return f"fault, {errnos.name(exc.errno)}"
             return "fault, private" if exc.private else "fault, shared"
         return "its data" if found == _TEXT else "zeros"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Event
 from typing import TYPE_CHECKING, Final
@@ -55,7 +54,7 @@ class _Race:
         # Set when the fault has read the attribute, and when the conversion has ended.
         self._asked: Final = Event()
         self._over: Final = Event()
-        self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))
+        self._pool: Final = parts.threads(stack, 1)
         self._gate: Final = stack.enter_context(connect(bench.mount.path))
         self._window: str | None = None
         self._faults: Final[list[Future[int]]] = []

@@ -6,6 +6,7 @@ import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from inaccfs.errors import starting_thread
 from inaccfs.explore.unseen import guarded
 
 try:
@@ -87,7 +88,7 @@ class Batons:
             self._hub.release()
 
         thread = threading.Thread(target=run, daemon=True)
-        with guarded(on=False):
+        with starting_thread(), guarded(on=False):
             thread.start()
         return thread, baton
 

@@ -11,7 +11,7 @@ import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs.errors import InaccfsError
+from inaccfs.errors import InaccfsError, NoThreadError
 from inaccfs.explore.calls import Calls
 from inaccfs.explore.causes import cone, switches
 from inaccfs.explore.choosers import Bounded, Chance
@@ -158,7 +158,7 @@ def execute(
     except UnseenError as exc:
         who = f"{schedule.failed}: " if schedule.failed else ""
         raise ScenarioError(f"{case.scenario.__name__}: {who}{exc}") from exc
-    except (ScenarioError, UnstableError, KeyboardInterrupt):
+    except (ScenarioError, UnstableError, NoThreadError, KeyboardInterrupt):
         raise
     except BaseException as exc:
         # SystemExit, too: the scenario raised it, and it must not end the command.

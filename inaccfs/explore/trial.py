@@ -10,6 +10,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, NoReturn
 
+from inaccfs.children import starting
 from inaccfs.deferring import Deferred
 
 if TYPE_CHECKING:
@@ -17,13 +18,18 @@ if TYPE_CHECKING:
 
 
 def ends_in_time(call: Callable[[], object], seconds: float) -> bool:
-    """Whether *call* returns or raises within *seconds*, in a child without output."""
+    """Whether *call* returns or raises within *seconds*, in a child without output.
+
+    Raises:
+        InaccfsError: no process can be started.
+    """
     pid = 0
     try:
         # Python prints and drops what a handler raises in a callback of a fork; and
         # here the exception comes only when the child's ID is known.
         with Deferred():
-            pid = os.fork()
+            with starting("a process that tries one schedule"):
+                pid = os.fork()
             if not pid:
                 _run(call, seconds)
         # The child's ID stays its own, whenever Ctrl-C comes.

@@ -177,7 +177,7 @@ class Values:
         file = self._file(number)
         memory = file.pages.memory
         known = None if memory is None else memory.frames.known(page, page + 1)
-        poisoned = page in file.pages._poisoned._pages
+        poisoned = page in file.pages.poisoned._pages
         if known:
             return known[0].pfn, poisoned
         size = os.fstat(file.fd).st_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import string
 from contextlib import ExitStack, contextmanager, suppress
@@ -119,11 +118,12 @@ class World:
         return fd
 
     def check_file(self, fd: int) -> int:
-        """The number of a file. EINVAL if the file is not the scenario's."""
-        found = self._numbers.get(os.fstat(fd).st_ino)
-        if found is None:
-            raise OSError(errno.EINVAL, f"fd {fd} is no file of the scenario")
-        return found
+        """The number of a file. ValueError if it is not one of the scenario's."""
+        try:
+            return self.inodes.index(self.mount.inode(fd))
+        except OSError:
+            # The scenario is wrong: no rules refuse this.
+            raise ValueError(f"fd {fd} is no file of the scenario") from None
 
     def _sight(self, number: int) -> seen.Sight:
         return seen.Sight(
@@ -199,9 +199,8 @@ class World:
         self, vm: ExploredVM, fd: int, page: int, pages: int, number: int, gfn: int
     ) -> None:
         """Give a VM pages of a file."""
-        file = self._numbers.get(os.fstat(fd).st_ino)
-        if file is not None:
-            vm.places.add({gfn + each: (file, page + each) for each in range(pages)})
+        file = self.check_file(fd)
+        vm.places.add({gfn + each: (file, page + each) for each in range(pages)})
         # Shared pages of the VMM are not judged by what they contain.
         shared = vm.in_place and not vm.shared_in_file
         vm.set_user_memory_region(

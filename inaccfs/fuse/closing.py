@@ -78,7 +78,9 @@ class Closer:
     async def _close(self, fd: int, file: InaccessibleFile | None) -> None:
         try:
             await threads.do(
-                *(partial(close_now, fd, file), self._threads, self._trouble),
+                partial(close_now, fd, file),
+                self._threads,
+                self._trouble,
                 "closing a file",
             )
         finally:

@@ -68,8 +68,7 @@ class Device:
                 if exc.errno == errno.ENOENT:
                     # The request was interrupted before we could read it.
                     continue
-                # ENOMEM and the like: the kernel has failed that request, if it was
-                # one, and there will be others.
+                # ENOMEM: the kernel has failed that one request.
                 trouble.met(f"a request could not be read: {exc.strerror}")
                 await trio.sleep(_TRY_AGAIN_SECONDS)
                 continue

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from inaccfs import mountinfo
 from inaccfs.errnos import os_error
 from inaccfs.errors import (
-    NO_PROCESS,
-    InaccfsError,
     NoAnswerError,
     NotMountedError,
     OptionError,
-    means_no_thread,
+    starting_thread,
 )
 
 if TYPE_CHECKING:
@@ -52,19 +50,23 @@ def resolve(path: str) -> str:
     if not path:
         raise OptionError("the path of the mountpoint is empty: name a directory")
     wanted = os.path.abspath(path)
-    if mountinfo.topmost(wanted) is not None:
+    there = mountinfo.read()
+    places = {mount.path for mount in there}
+    waits = any(mount.fstype.startswith("fuse") for mount in there)
+    if wanted in places:
         # Do not resolve it further: it may be in a mount whose daemon hangs.
         return wanted
     parent, name = os.path.split(wanted)
-    resolved = os.path.join(_without_links(parent), name)
-    if mountinfo.topmost(resolved) is None and os.path.islink(resolved):
-        return _without_links(resolved)
+    resolved = os.path.join(_without_links(parent, waits=waits), name)
+    if resolved not in places and os.path.islink(resolved):
+        return _without_links(resolved, waits=waits)
     return resolved
 
 
-def _without_links(path: str) -> str:
+def _without_links(path: str, *, waits: bool) -> str:
+    """*path* by realpath(3). With *waits* some daemon may have to answer."""
     try:
-        if not any(mount.fstype.startswith("fuse") for mount in mountinfo.read()):
+        if not waits:
             return os.path.realpath(path)
         return ask(lambda: os.path.realpath(path), _ANSWER_SECONDS)
     except TimeoutError:
@@ -161,7 +163,7 @@ def ask(question: Callable[[], T], seconds: float) -> T:
     Raises:
         TimeoutError: no answer in time: the daemon is stopped.
         OSError: *question* raised it.
-        InaccfsError: no thread can be started.
+        NoThreadError: no thread can be started.
     """
     answers: queue.SimpleQueue[T | OSError] = queue.SimpleQueue()
 
@@ -173,12 +175,8 @@ def ask(question: Callable[[], T], seconds: float) -> T:
 
     # A thread that waits for a stopped daemon cannot be ended, only abandoned.
     thread = threading.Thread(target=run, daemon=True)
-    try:
+    with starting_thread():
         thread.start()
-    except RuntimeError as exc:
-        if not means_no_thread(exc):
-            raise
-        raise InaccfsError(f"cannot start a thread: {NO_PROCESS}") from exc
     try:
         answer = answers.get(timeout=seconds)
     except queue.Empty:

@@ -141,7 +141,7 @@ class Inodes:
                 continue
             if self.keeps_nodes and node.parent is not None:
                 continue
-            if node.is_pinned and os.fstat(node.fd).st_nlink:
+            if node.must_stay and os.fstat(node.fd).st_nlink:
                 # The kernel has forgotten the inode, but the file still exists, perhaps
                 # by a name that was not looked up here.
                 continue

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs import mountcalls
-from inaccfs.errors import NO_PROCESS, MountError, OptionError, UnmountError
+from inaccfs.errors import MountError, OptionError, UnmountError, not_started
 from inaccfs.fuse import unmounting
 from inaccfs.fuse.finding import FSTYPE, is_dead, mounts
 from inaccfs.words import natural, quoted
@@ -283,8 +283,8 @@ def _why_no_helper(path: str, exc: OSError) -> str:
         if isinstance(exc, FileNotFoundError):
             return "no fusermount3: install the package fuse3, or mount as root"
         return f"cannot run fusermount3: {exc.strerror}"
-    if isinstance(exc, BlockingIOError):
-        return f"cannot run fusermount3: {NO_PROCESS}"
+    if (reason := not_started(exc)) is not None:
+        return f"cannot run fusermount3: {reason}"
     return f"cannot mount on {path}: {exc.strerror}"
 
 

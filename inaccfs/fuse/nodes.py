@@ -69,12 +69,12 @@ class Node:
         # The number of opens; and how many of them need `file` to stay unchanged.
         self.opens = 0
         self.borrowed = 0
-        # Set while the node is open or pinned. A node that is open but not borrowed may
-        # lack it when fds are short: see Inodes.make_room().
+        # Set while the node is open or must stay. A node that is open but not borrowed
+        # may lack it when fds are short: see Inodes.make_room().
         self.file: InaccessibleFile | None = None
 
     @property
-    def is_pinned(self) -> bool:
+    def must_stay(self) -> bool:
         """Whether the shim has state of its pages, so that the node must stay."""
         return self.file is not None and self.file.must_stay
 

@@ -115,7 +115,7 @@ class Opens:
             self._nameless.discard(node)
         elif node in self._nameless and not self.users(node):
             self._abandon(node)
-        if node.opens == 0 and node.parent is not None and not node.is_pinned:
+        if node.opens == 0 and node.parent is not None and not node.must_stay:
             # The name leads here again: the node needs no fd.
             fd, file, node.fd, node.file = node.fd, node.file, -1, None
             if fd >= 0:
@@ -128,7 +128,7 @@ class Opens:
         if file is not None and not file.pages.abandoned:
             file.pages.abandoned = True
             if self.start is not None:
-                self.start(partial(lastclose.abandoned, file))
+                self.start(partial(lastclose.send_events, file, file.count))
 
     @contextmanager
     def hold(self, node: Node) -> Iterator[InaccessibleFile]:

@@ -59,7 +59,7 @@ class Pending:
     def interrupt(self, request: Request) -> None:
         """INTERRUPT: the caller of a request has got a signal.
 
-        Requests that cannot be interrupted end before that matters.
+        It is ignored for requests without `on_interrupt`: those are short.
         """
         request.need(wire.INTERRUPT_SIZE)
         (target,) = wire.unpack_interrupt(request.buffer)

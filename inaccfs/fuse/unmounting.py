@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import mountcalls, mountinfo
-from inaccfs.errors import NO_PROCESS, BusyError, UnmountError
+from inaccfs.errors import BusyError, UnmountError, not_started
 
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
@@ -54,8 +54,10 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
         raise UnmountError(
             f"cannot unmount {path}: no fusermount3: install the package fuse3"
         ) from None
-    except BlockingIOError:
-        raise UnmountError(f"cannot unmount {path}: {NO_PROCESS}") from None
+    except OSError as exc:
+        if (reason := not_started(exc)) is None:
+            raise
+        raise UnmountError(f"cannot unmount {path}: {reason}") from None
     except subprocess.TimeoutExpired:
         raise UnmountError(
             f"cannot unmount {path}: fusermount3 hangs: try inaccfs umount --lazy"

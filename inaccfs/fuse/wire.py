@@ -1,7 +1,8 @@
 """The messages of the FUSE protocol that our own handlers read and write.
 
-Layouts and numbers are those of include/uapi/linux/fuse.h, protocol 7.40; every
-message is in the host's byte order. All functions are pure.
+Layouts and numbers are those of include/uapi/linux/fuse.h, protocol 7.40; only
+COPY_FILE_RANGE_64, which is refused, is of 7.45. Every message is in the host's byte
+order. All functions are pure.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import select
 import signal
 import socket
 from contextlib import ExitStack, suppress
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from inaccfs import children
 from inaccfs.errnos import os_error
 from inaccfs.helper import starting, wire
 from inaccfs.readiness import is_readable, wait_readable, wait_writable
@@ -72,9 +72,7 @@ class Worker:
 
     def wait_ended(self) -> None:
         """Block until the process has ended."""
-        poller = select.poll()
-        poller.register(self._pidfd, select.POLLIN)
-        poller.poll()
+        children.wait_readable(self._pidfd)
 
     def ask(self, request: bytes, fd: int | None = None) -> None:
         """Send a request, without waiting for the answer.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from inaccfs.client.errors import ConnectionLostError
 from inaccfs.client.notifying import Callbacks
 from inaccfs.inprocess.pages import AttributesOfFile, Got, got
+from inaccfs.shim import memoryfailure
 from inaccfs.shim.freezing import release
 from inaccfs.shim.memory import Pinner
 
@@ -238,7 +239,7 @@ class File(AttributesOfFile):
             pages = inode.pages
             extents, moved = await pages.get(self.client, offset, offset + count)
             found = [got(inode, extent) for extent in extents]
-            await pages.tell_moved(moved)
+            await pages.moved.tell(moved)
             return found
 
         return self.client.mount.loop.run(get())
@@ -266,7 +267,8 @@ class File(AttributesOfFile):
 
     def memory_failure(self, offset: int) -> None:
         """See `inaccfs.client.File.memory_failure`."""
-        self.client.mount.loop.run(self._use().pages.poison(offset))
+        report = memoryfailure.report(self._use(), offset, self.client.who)
+        self._loop.run(report)
 
     def register_notifier(
         self, invalidate: Callback | None = None, **options: Unpack[Options]
@@ -303,7 +305,7 @@ class File(AttributesOfFile):
 
         if not prepare:
             commit()
-        elif self.client.mount.semantics.binding == "prepared":
+        elif self.client.mount.semantics.has_commit_bind:
             made.prepared = commit
         else:
             raise OSError(errno.EOPNOTSUPP, "bindings take effect at once")

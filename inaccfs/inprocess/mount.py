@@ -137,7 +137,7 @@ class Mount:
         EINVAL or ENODEV, as on a mount; elsewhere the errno of writes.
         """
         rules = self.semantics
-        if rules.population != "write":
+        if not rules.takes_writes:
             raise os_error(rules.read_errno)
         file = self.inode(fd)
         self.loop.run(hostaccess.write(file, offset, data))

@@ -93,22 +93,26 @@ class AttributesOfFile(ABC):
         """Fill private pages from *source*."""
         origin = None if source is None else Source(source._use(), source_offset)
         end = offset + count
-        return self._loop.run(populating.populate(self._use(), offset, end, origin))
+        who = self._holder.who
+        populate = populating.populate(self._use(), offset, end, origin, who)
+        return self._loop.run(populate)
 
     def freeze(self) -> None:
         """Freeze the file."""
-        self._loop.run(freezing.freeze(self._use(), self._holder))
+        holder = self._holder
+        self._loop.run(freezing.freeze(self._use(), holder, holder.who))
 
     def unfreeze(self) -> None:
         """Undo `freeze`."""
         file = self._use()
         with self._loop.inside():
-            freezing.unfreeze(file, self._holder)
+            freezing.unfreeze(file, self._holder, self._holder.who)
 
     def migrate(self, offset: int, count: int) -> None:
         """Move pages to other frames."""
         end = offset + count
-        self._loop.run(migration.migrate(self._use(), offset, end))
+        who = self._holder.who
+        self._loop.run(migration.migrate(self._use(), offset, end, who))
 
     def pin_pages(self, offset: int, count: int = 1) -> list[Extent]:
         """Pin shared pages."""
@@ -117,7 +121,7 @@ class AttributesOfFile(ABC):
 
         async def pin() -> list[Extent]:
             extents, moved = await hostaccess.pin(file, pinner, offset, end)
-            await file.pages.tell_moved(moved)
+            await file.pages.moved.tell(moved)
             return extents
 
         return self._loop.run(pin())

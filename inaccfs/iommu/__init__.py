@@ -7,9 +7,9 @@ more.
 
 from __future__ import annotations
 
-from inaccfs.iommu.area import Area, Learns
+from inaccfs.iommu.area import GETS_EVENTS, Area, Learns
 from inaccfs.iommu.device import Device
 from inaccfs.iommu.iommu import WAYS, Iommu
 from inaccfs.iommu.stats import Stats
 
-__all__ = ["WAYS", "Area", "Device", "Iommu", "Learns", "Stats"]
+__all__ = ["GETS_EVENTS", "WAYS", "Area", "Device", "Iommu", "Learns", "Stats"]

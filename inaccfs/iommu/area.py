@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
-from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE
+from inaccfs.kvm.invalidation import small_pages
+from inaccfs.kvm.uapi import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 Learns: TypeAlias = Literal["nothing", "before and after", "revoke", "pins"]
 """How an IOMMU learns that pages change; see `inaccfs.iommu.Iommu`."""
+
+GETS_EVENTS: Final[tuple[Learns, ...]] = ("before and after", "revoke")
+"""The ways in which an area has a notifier."""
 
 
 class Entry(NamedTuple):
@@ -31,13 +35,13 @@ class Area:
     """Pages of a file, mapped from an iova on. Numbers are pages of 4 KiB."""
 
     def __init__(
-        self, backing: BackingFile, iova: int, pages: int, pgoff: int, flags: Learns
+        self, backing: BackingFile, iova: int, pages: int, pgoff: int, learns: Learns
     ) -> None:
         self.backing: Final = backing
         self.first: Final = iova
         self.pages: Final = pages
         self.pgoff: Final = pgoff
-        self.learns: Final = flags
+        self.learns: Final = learns
         # The long-term pins; or the references that stand for them.
         self.pins: list[Frames] = []
         # An event has revoked the area: it maps nothing, and stays until it is
@@ -80,29 +84,19 @@ class Area:
             if (iovas := self._iovas(first, last, in_bytes=in_bytes)) is not None:
                 callback(self, *iovas, kinds)
 
-        kinds = semantics.attributes == "file"
-        error = partial(heard, invalidate)
-        with self.backing.named() as file:
-            register = file.register_notifier
-            if semantics.scope == "range":
-                shift = self.backing.shift
-                last = -(-(self.pgoff + self.pages) >> shift)
-                register = partial(file.bind, self.pgoff >> shift, last)
-            bracket = "INVALIDATE_START" in semantics.events
-            self.notifier = register(
-                partial(heard, invalidate),
-                invalidate_start=partial(heard, start) if bracket else None,
-                invalidate_end=partial(heard, end) if bracket else None,
-                error=error if "MEMORY_ERROR" in semantics.events else None,
-                with_kinds=kinds,
-            )
+        self.notifier = self.backing.listen(
+            semantics,
+            self.pgoff,
+            self.pages,
+            invalidate=partial(heard, invalidate),
+            start=partial(heard, start),
+            end=partial(heard, end),
+            with_kinds=semantics.in_place,
+        )
 
     def _iovas(self, start: int, end: int, *, in_bytes: bool) -> tuple[int, int] | None:
         """The iovas of an event's range; None if it does not concern the area."""
-        if in_bytes:
-            start, end = start >> PAGE_SHIFT, -(-end // PAGE_SIZE)
-        else:
-            start, end = start << self.backing.shift, end << self.backing.shift
+        start, end = small_pages(start, end, self.backing.shift, in_bytes=in_bytes)
         start, end = max(start, self.pgoff), min(end, self.pgoff + self.pages)
         if start >= end:
             return None

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, get_args
 
-from inaccfs.iommu.area import Area, Entry, Learns
+from inaccfs.iommu.area import GETS_EVENTS, Area, Entry, Learns
 from inaccfs.iommu.device import Device
 from inaccfs.iommu.iotable import IoTable
 from inaccfs.kvm.backing import BackingFiles
@@ -75,7 +75,7 @@ class Iommu:
         self.rules: Final = shim.query_semantics()
         self.hook: Final[Hook] = hooks or no_hook
         self._sync: Final = sync
-        self._in_place: Final = self.rules.attributes == "file"
+        self._in_place: Final = self.rules.in_place
         self._pins: Final = learns == "pins"
         self._maps: Final = sync.lock("maps")
         self._io: Final = IoTable(shim, memory or PlainMemory(), self.hook, sync)
@@ -110,11 +110,10 @@ class Iommu:
             backing = self._files.open(fd)
             undo.callback(self._files.release, backing)
             area = Area(backing, first, pages, offset >> PAGE_SHIFT, self.learns)
-            if self.learns in ("before and after", "revoke"):
+            undo.pop_all()
+            undo.callback(self._remove, area)
+            if self.learns in GETS_EVENTS:
                 area.listen(self.rules, self._changed, self._start, self._end)
-                assert area.notifier is not None
-                undo.callback(area.notifier.unregister)
-            undo.callback(self._let_go, area)
             # From now on events find the area, and unmap its pages.
             with self._io.lock:
                 self._io.areas = (*self._io.areas, area)
@@ -148,8 +147,8 @@ class Iommu:
     def restore(self) -> int:
         """Map again what events have unmapped; returns how many pages of 4 KiB.
 
-        Call it after a change, as Intel's IOMMU needs. Pages that get-pfn refuses stay
-        unmapped.
+        Call it after a change, as Intel's IOMMU needs. Pages that get-pfn refuses, or
+        that change all the time, stay unmapped; a later call tries them again.
         """
         restored = 0
         with self._maps:
@@ -205,9 +204,9 @@ class Iommu:
         if not self._pins:
             return area.backing.get(pgoff, pages)
         found = (
-            area.backing.get(pgoff, pages)
-            if self.rules.mmap == "refused"
-            else area.backing.pin(pgoff, pages)
+            area.backing.pin(pgoff, pages)
+            if self.rules.mappable
+            else area.backing.get(pgoff, pages)
         )
         area.pins.extend(found)
         return found
@@ -290,7 +289,7 @@ class Iommu:
         pins, area.pins = area.pins, []
         if not pins:
             return
-        if self.rules.mmap == "refused":
+        if not self.rules.mappable:
             area.backing.put(pins)
         else:
             area.backing.unpin(pins)

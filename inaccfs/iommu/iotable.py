@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from inaccfs.kvm.uapi import Hook
 
 
-_PATIENCE: Final = 1.0
-
-
 class IoTable:
     """The state that an IOMMU and its devices share."""
 
@@ -44,14 +41,9 @@ class IoTable:
         self._changed.notify_all()
 
     def wait(self, start: int, end: int) -> None:
-        """Wait while an invalidation may concern these iovas, in pages.
-
-        The wait has a limit: a daemon that dies never ends what it has begun.
-        """
+        """Wait while an invalidation may concern these iovas; see `Invalidation`."""
         with self.lock:
-            self._changed.wait_for(
-                lambda: not self.invalidation.covers(start, end), _PATIENCE
-            )
+            self.invalidation.wait(self._changed, start, end)
 
     def drop(self, pages: list[int]) -> None:
         """Unmap pages, and wait for the devices. With the lock."""

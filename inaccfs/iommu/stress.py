@@ -32,9 +32,9 @@ class Devices:
         """*fd* is the file of the stress."""
         rules = shim.query_semantics()
         self._after: Final = rules.order == "after"
-        self.converts: Final = rules.attributes == "file"
+        self.converts: Final = rules.in_place
         # Otherwise files consist of huge pages, and only whole ones can be punched.
-        self.by_page: Final = rules.granule == "page"
+        self.by_page: Final = not rules.by_huge_page
         self.file: Final = shim.file(fd)
         self.iommu: Final = Iommu(shim)
         # Devices use shared pages, where there are any.

@@ -22,8 +22,20 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Iterator, Sequence
 
-    from inaccfs.kvm.shim import Shim, ShimExtent, ShimFile, ShimSemantics, WeakFile
+    from inaccfs.kvm.shim import (
+        Callback,
+        Shim,
+        ShimCallbacks,
+        ShimExtent,
+        ShimFile,
+        ShimNotifier,
+        ShimSemantics,
+        WeakFile,
+    )
     from inaccfs.kvm.sync import Sync
+
+# Pages of 4 KiB: no file has so many.
+_END: Final = 1 << 52
 
 
 class Frames(NamedTuple):
@@ -116,6 +128,40 @@ class BackingFile:
         finally:
             file.close()
 
+    def listen(
+        self,
+        rules: ShimSemantics,
+        pgoff: int,
+        pages: int,
+        *,
+        invalidate: Callback,
+        start: Callback,
+        end: Callback,
+        with_frames: bool = False,
+        with_kinds: bool = False,
+        with_zaps: bool = False,
+    ) -> ShimNotifier:
+        """Register a notifier for pages of 4 KiB, or bind them, as the rules say.
+
+        *invalidate* is called for INVALIDATE and MEMORY_ERROR, *start* and *end* for
+        INVALIDATE_START and INVALIDATE_END, if the rules have these events. The rest is
+        as in `ShimCallbacks`.
+        """
+        callbacks: ShimCallbacks = {
+            "with_frames": with_frames,
+            "with_kinds": with_kinds,
+            "with_zaps": with_zaps,
+        }
+        if "MEMORY_ERROR" in rules.events:
+            callbacks["error"] = invalidate
+        if "INVALIDATE_START" in rules.events:
+            callbacks |= {"invalidate_start": start, "invalidate_end": end}
+        with self.named() as file:
+            if not rules.by_range:
+                return file.register_notifier(invalidate, **callbacks)
+            first, last = pgoff >> self.shift, -(-(pgoff + pages) >> self.shift)
+            return file.bind(first, last, invalidate, **callbacks)
+
     def use(self, fd: int) -> None:
         """One more slot uses the file, which its VMM has open as *fd*."""
         if self._name is not None:
@@ -168,9 +214,15 @@ class BackingFile:
     def attribute(self, pgoff: int) -> tuple[bool, int]:
         """Whether a page of 4 KiB is private, and the end of the pages that are alike.
 
-        kvm_gmem_is_private(): no lock is held, so it may be out of date at once.
+        kvm_gmem_is_private(): no lock is held, so it may be out of date at once. All is
+        shared once the file has been closed by all: the attributes vanish with it.
         """
-        found = self.file.query_memory_attribute(pgoff >> self.shift)
+        try:
+            found = self.file.query_memory_attribute(pgoff >> self.shift)
+        except OSError as exc:
+            if exc.errno != errno.EFAULT:
+                raise
+            return False, _END
         return found.private, (found.offset + found.count) << self.shift
 
     def convert(self, pgoff: int, pages: int, *, private: bool) -> None:
@@ -308,7 +360,7 @@ class BackingFiles:
                     *(self._shim, key, fd, self._sync),
                     holds=self._rules.kvm_slot_holds_file,
                     puts=self._rules.keeps_references,
-                    in_place=self._rules.attributes == "file",
+                    in_place=self._rules.in_place,
                 )
         except OverflowError as exc:
             raise OSError(self._bad_fd, f"private_fd {fd} is no number of one") from exc

@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from inaccfs.deferring import Deferred
 from inaccfs.errors import InaccfsError
 from inaccfs.kvm import emulation
-from inaccfs.kvm.probe.protocol import (
-    MemoryFault,
-    MmioRead,
-    MmioWrite,
-    OtherExit,
-)
+from inaccfs.kvm.probe.protocol import MemoryFault, MmioRead, MmioWrite, OtherExit
 from inaccfs.kvm.uapi import PAGE_SIZE, MemoryFaultExit, MmioExit
 
 if TYPE_CHECKING:
@@ -174,7 +169,10 @@ class CpuBase(ABC):
             # #GP, for which the guest has no handler.
             return OtherExit(0, "KVM_EXIT_SHUTDOWN")
         code = self._fetch(pc)
-        if (found := self._emulator.emulated(pc, code)) is not None:
+        whole = code
+        if len(code) < _LONGEST and self._emulator.is_cut(code):
+            whole += self._fetch_on(pc + len(code))
+        if (found := self._emulator.emulated(pc, whole)) is not None:
             return None if found == "done" else found
         self._fetched = pc, code
         try:
@@ -212,6 +210,12 @@ class CpuBase(ABC):
             raise Stopped(OtherExit(0, "KVM_EXIT_INTERNAL_ERROR 1")) from None
         except (MemoryFaultExit, OSError) as exc:
             raise self._stopped(exc) from exc
+
+    def _fetch_on(self, pc: int) -> bytes:
+        """The bytes at *pc*, a page's first, at which an instruction continues."""
+        if self.mode == "real" and pc >= _SEGMENT:
+            return b""
+        return self._fetch(pc)
 
     def _read(self, gpa: int, size: int) -> bytes:
         return b"".join(

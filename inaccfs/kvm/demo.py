@@ -147,7 +147,7 @@ class Demo:
 
 def _is_of_huge_pages(rules: ShimSemantics) -> bool:
     """Whether files have huge pages: then a punch has whole ones, too."""
-    return rules.granule == "huge page"
+    return rules.by_huge_page
 
 
 def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:

@@ -17,7 +17,8 @@ from inaccfs.kvm.probe.protocol import (
     PortIn,
     PortOut,
 )
-from inaccfs.kvm.uapi import PAGE_SIZE, MmioExit
+from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE, MmioExit
+from inaccfs.kvmcalls import KVM_HC_MAP_GPA_RANGE
 
 if TYPE_CHECKING:
     from inaccfs.kvm.probe.protocol import Exit
@@ -37,6 +38,8 @@ _PREFIXES: Final = (
 
 _IN: Final = (0xE4, 0xE5, 0xEC, 0xED)
 _OUT: Final = (0xE6, 0xE7, 0xEE, 0xEF)
+# The IN and OUT whose port is the next byte.
+_IMMEDIATE: Final = range(0xE4, 0xE8)
 _INS: Final = (0x6C, 0x6D)
 _OUTS: Final = (0x6E, 0x6F)
 _HLT: Final = 0xF4
@@ -46,7 +49,8 @@ _HYPERCALLS: Final = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")
 # EFLAGS: strings go downwards.
 _DF: Final = 1 << 10
 
-KVM_HC_MAP_GPA_RANGE: Final = 12
+# KVM's type for gfns, u64, wraps there.
+_GFNS: Final = 1 << 64
 _KVM_ENOSYS: Final = 1000
 _KVM_EINVAL: Final = 22
 
@@ -111,17 +115,28 @@ class Emulator:
             return self._outs(pc, found)
         return None
 
-    def _decoded(self, code: bytes) -> _Code | None:
+    def is_cut(self, code: bytes) -> bool:
+        """Whether `emulated` needs more bytes than *code* of an instruction."""
+        rest = code[self._opcode_at(code) :]
+        return (len(rest) == 1 and rest[0] in _IMMEDIATE) or any(
+            each.startswith(rest) and each != rest for each in _HYPERCALLS
+        )
+
+    def _opcode_at(self, code: bytes) -> int:
         at = 0
         while at < len(code) and code[at] in _PREFIXES:
             at += 1
-        prefixes = code[:at]
         if self._long and at < len(code) and code[at] & 0xF0 == 0x40:
             # A REX prefix. None of these instructions has a 64-bit form.
             at += 1
-        if at + 1 >= len(code) and code[at : at + 1] != bytes([_HLT]):
+        return at
+
+    def _decoded(self, code: bytes) -> _Code | None:
+        if self.is_cut(code):
+            # Nobody can fetch the rest.
             return None
-        opcode = code[at]
+        at = self._opcode_at(code)
+        prefixes, opcode = code[:at], code[at]
         wide = self._long != (_OPERAND in prefixes)
         width = (4 if wide else 2) if opcode & 1 else 1
         if self._long:
@@ -236,7 +251,7 @@ class Emulator:
         gpa, pages, attributes = (cpu[self._full(name)] for name in ("bx", "cx", "dx"))
         if number != KVM_HC_MAP_GPA_RANGE or number not in cpu.hypercalls:
             result = -_KVM_ENOSYS
-        elif gpa % PAGE_SIZE or not pages:
+        elif gpa % PAGE_SIZE or not pages or pages >= _GFNS - (gpa >> PAGE_SHIFT):
             result = -_KVM_EINVAL
         else:
             answer = cpu.take_answer()

@@ -167,7 +167,7 @@ class Faults:
                 return touched
             assert backing is not None
             if mmu.asks_first:
-                private, stop = yield Ask(mmu, slot, gfn)
+                private, stop = yield Ask(slot, gfn)
                 end = min(end, stop)
                 if not (private or mmu.shared_in_file):
                     if mmu.rules.kvm_pre_fault == "private":
@@ -192,7 +192,7 @@ class Faults:
         mmu, private = self._mmu, fault.private
         if fault.touched:
             try:
-                private, _ = yield Ask(mmu, fault.slot, fault.gfn)
+                private, _ = yield Ask(fault.slot, fault.gfn)
             except ConnectionError:
                 raise
             except OSError as exc:
@@ -337,7 +337,7 @@ class Faults:
             # changes that.
             return bool(fault.private)
         try:
-            private, _ = yield Ask(self._mmu, fault.slot, fault.gfn)
+            private, _ = yield Ask(fault.slot, fault.gfn)
         except ConnectionError:
             raise
         except OSError:

@@ -49,7 +49,6 @@ class Get(NamedTuple):
 class Ask(NamedTuple):
     """Ask the daemon whether a gfn is private, and where the gfns alike end."""
 
-    mmu: Mmu
     slot: MemorySlot
     gfn: int
 
@@ -58,9 +57,6 @@ class Ask(NamedTuple):
         assert backing is not None
         pgoff = slot.pgoff(self.gfn)
         private, end = backing.attribute(pgoff)
-        if private and not self.mmu.shared_in_file and backing.released:
-            # The file has gone, and with it the attributes: all is shared.
-            return False, slot.end_gfn
         return private, self.gfn + end - pgoff
 
 

@@ -5,6 +5,28 @@ Patch 4/8: the range is of gfns, where KVM had host addresses.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from inaccfs.kvm.sync import Condition
+
+# After so many seconds a waiting fault retries, and so finds out if the daemon has
+# died: a dead daemon never ends what it has begun.
+_PATIENCE: Final = 1.0
+
+
+def small_pages(start: int, end: int, shift: int, *, in_bytes: bool) -> tuple[int, int]:
+    """The pages of 4 KiB, start and end, of an event's range.
+
+    The range is in bytes, or else in pages of the file, each of 1 << *shift* pages of
+    4 KiB.
+    """
+    if in_bytes:
+        return start >> PAGE_SHIFT, -(-end // PAGE_SIZE)
+    return start << shift, end << shift
+
 
 class Invalidation:
     """in_progress, seq and range. All of it is guarded by mmu_lock.
@@ -50,6 +72,13 @@ class Invalidation:
         return (
             self.in_progress > 0 and start < self.range_end and self.range_start < end
         )
+
+    def wait(self, changed: Condition, start: int, end: int) -> None:
+        """Wait while `covers` is true, but not for ever. (KVM just faults again.)
+
+        *changed* is notified when an invalidation ends; the caller holds its lock.
+        """
+        changed.wait_for(lambda: not self.covers(start, end), _PATIENCE)
 
     def retry(self, seq: int, start: int, end: int) -> bool:
         """mmu_invalidate_retry_gfn(): whether what was found since *seq* is stale."""

@@ -88,11 +88,6 @@ class MemorySlot:
         """The offset of *gfn* in the file, in pages of 4 KiB."""
         return gfn - self.base_gfn + self.private_pgoff
 
-    def file_pages(self, shift: int) -> tuple[int, int]:
-        """The file's pages that the slot overlaps; each is 2**shift pages of 4 KiB."""
-        end = self.private_pgoff + self.npages
-        return self.private_pgoff >> shift, -(-end >> shift)
-
     def gfns(self, start: int, end: int) -> tuple[int, int] | None:
         """The gfns of the file's pages *start* to *end*; None if the slot has none.
 

@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from inaccfs.kvm.sync import Lock, Sync
     from inaccfs.kvm.uapi import Spte
 
-# After this long a waiting fault retries, and so finds out if the daemon has died.
-_PATIENCE: Final = 1.0
-
 
 class Snapshot(NamedTuple):
     """The state at one moment."""
@@ -77,9 +74,9 @@ class Mmu:
         self._serves: Final = not protected and rules.kvm_default_vm == "served"
         # Whether attributes are kept in files; and whether these have the shared pages,
         # too. If not, shared pages are in the memory that the VMM gave.
-        self.in_place: Final = rules.attributes == "file"
+        self.in_place: Final = rules.in_place
         self.shared_in_file: Final = self.in_place and (
-            rules.kvm_shared_source == "file" or rules.mmap != "refused"
+            rules.kvm_shared_source == "file" or rules.mappable
         )
         # Whether a fault reads the attribute before it gets the page.
         self.asks_first: Final = self.in_place and (
@@ -87,7 +84,7 @@ class Mmu:
         )
         self._huge: Final = rules.kvm_huge and (
             # A huge page may have pages of both kinds, which only the file knows.
-            not self.in_place or rules.granule == "huge page"
+            not self.in_place or rules.by_huge_page
         )
         if default_private is None:
             default_private = rules.kvm_default_attribute == "private"
@@ -174,8 +171,10 @@ class Mmu:
         A fault that looked its frame up before this cannot install it any more.
         """
         with self.lock:
-            self._begin_locked(start, end, kinds, zaps)
-            self.end_locked()
+            try:
+                self._begin_locked(start, end, kinds, zaps)
+            finally:
+                self.end_locked()
 
     def begin(
         self,
@@ -184,7 +183,7 @@ class Mmu:
         kinds: str | None = None,
         zaps: tuple[int, int] | None = None,
     ) -> list[Run]:
-        """Zap, and keep faults out until `end`.
+        """Zap, and keep faults out until `end`, also if a hook raises here.
 
         With *zaps* it unmaps only these gfns, from a start to an end, and splits huge
         mappings that reach beyond them. Returns the private mappings that were zapped,
@@ -228,14 +227,16 @@ class Mmu:
         """
         counters = self.counters
         counters.zaps += 1
-        self.arch.invalidate_range(start, end)
         lost: list[Run] = []
-        if not self.in_place or kinds != "shared":
-            if self.destroy is not None:
-                lost = self.table.between(start, end)
-            self._unmap(self.table, start, end)
-        if self.in_place and kinds != "private":
-            self._unmap(self.shared_table, start, end)
+        try:
+            self.arch.invalidate_range(start, end)
+        finally:
+            if not self.in_place or kinds != "shared":
+                if self.destroy is not None:
+                    lost = self.table.between(start, end)
+                self._unmap(self.table, start, end)
+            if self.in_place and kinds != "private":
+                self._unmap(self.shared_table, start, end)
         if self.destroy is not None:
             counters.destroyed += sum(run.pages for run in lost)
             self.destroy(lost)
@@ -270,25 +271,24 @@ class Mmu:
         """
         with self.lock:
             self.invalidation.begin(start, end)
-            if self.attributes.set(start, end, private=private):
-                self.counters.conversions += 1
-                self.zap_locked(start, end)
-                # Even if there was nothing to zap: shared memory has no entries.
-                self.flush()
-                self.shared.zap(start, end)
-            self.end_locked()
+            try:
+                if self.attributes.set(start, end, private=private):
+                    self.counters.conversions += 1
+                    try:
+                        self.zap_locked(start, end)
+                    finally:
+                        # Even if nothing was zapped: shared memory has no entries.
+                        self.flush()
+                        self.shared.zap(start, end)
+            finally:
+                self.end_locked()
 
     # --- installing -------------------------------------------------------------------
 
     def wait(self, start: int, end: int) -> None:
-        """Wait while an invalidation may concern these gfns. (KVM just faults again.)
-
-        The wait has a limit: a daemon that dies never ends what it has begun.
-        """
+        """Wait while an invalidation may concern these gfns; see `Invalidation`."""
         with self.lock:
-            self.changed.wait_for(
-                lambda: not self.invalidation.covers(start, end), _PATIENCE
-            )
+            self.invalidation.wait(self.changed, start, end)
 
     def level_locked(self, slot: MemorySlot, gfn: int, pfn: int, order: int) -> int:
         """The largest level at which *gfn* can be mapped. With mmu_lock.
@@ -344,7 +344,7 @@ class Mmu:
     def _map_one(
         self, table: PageTable, slot: MemorySlot, gfn: int, pfn: int, order: int
     ) -> None:
-        """Map *gfn*, by the largest page that is possible."""
+        """Map *gfn* by the largest page possible, instead of smaller or stale ones."""
         old = table.walk(gfn)
         level = self.level_locked(slot, gfn, pfn, order)
         if old is not None and old.pfn == pfn and old.level >= level:
@@ -353,7 +353,7 @@ class Mmu:
         pages = pages_of_level(level)
         first = gfn & -pages
         if old is not None or level > PG_LEVEL_4K:
-            self._drop(table, first, first + pages)
+            self._unmap(table, first, first + pages)
         if level == PG_LEVEL_4K:
             table.map_pages(gfn, pfn, 1)
         else:
@@ -367,10 +367,6 @@ class Mmu:
             self.flush()
         self.counters.spurious += before
         self.counters.installed[0] += count - before
-
-    def _drop(self, table: PageTable, start: int, end: int) -> None:
-        """Unmap smaller or stale mappings, to make room for another one."""
-        self._unmap(table, start, end)
 
     # --- looking ----------------------------------------------------------------------
 

@@ -6,21 +6,15 @@ continues when a callback returns.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE
+from inaccfs.kvm.invalidation import small_pages
 
 if TYPE_CHECKING:
     from inaccfs.kvm.backing import BackingFile
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.mmu import Mmu
-    from inaccfs.kvm.shim import (
-        ShimCallbacks,
-        ShimFile,
-        ShimNotifier,
-        ShimSemantics,
-    )
+    from inaccfs.kvm.shim import ShimSemantics
     from inaccfs.kvm.uapi import Hook
 
 
@@ -52,27 +46,18 @@ class SlotNotifier:
         # The INVALIDATE_STARTs minus the INVALIDATE_ENDs so far. Only callbacks change
         # it, and the client runs one at a time; `close` reads it after the last one.
         self._begun = 0
-        with backing.named() as file:
-            self._notifier: Final[ShimNotifier] = self._register(file, semantics)
-
-    def _register(self, file: ShimFile, semantics: ShimSemantics) -> ShimNotifier:
-        register = file.register_notifier
-        if semantics.scope == "range":
-            register = partial(file.bind, *self._slot.file_pages(self._shift))
-        # Later versions have a callback for poisoned pages, too.
-        error = self._invalidate if "MEMORY_ERROR" in semantics.events else None
-        # Where a file has both kinds of pages, an event says which it concerns.
-        options: ShimCallbacks = {
-            "error": error,
-            "with_frames": self._reclaims,
-            "with_kinds": self._mmu.in_place,
-            "with_zaps": self._mmu.in_place,
-        }
-        if "INVALIDATE_START" in semantics.events:
-            options |= {"invalidate_start": self._start, "invalidate_end": self._end}
-        # Register for INVALIDATE, too: rules may send it for a punch, and start and end
-        # only for poison.
-        return register(self._invalidate, **options)
+        self._notifier: Final = backing.listen(
+            semantics,
+            slot.private_pgoff,
+            slot.npages,
+            invalidate=self._invalidate,
+            start=self._start,
+            end=self._end,
+            with_frames=self._reclaims,
+            # Where a file has both kinds of pages, an event says which it concerns.
+            with_kinds=mmu.in_place,
+            with_zaps=mmu.in_place,
+        )
 
     @property
     def lost(self) -> bool:
@@ -81,11 +66,9 @@ class SlotNotifier:
 
     def _gfns(self, start: int, end: int) -> tuple[int, int] | None:
         """The gfns of an event's range; None if it does not concern the slot."""
-        if self._in_bytes:
-            start, end = start >> PAGE_SHIFT, -(-end // PAGE_SIZE)
-        else:
-            start, end = start << self._shift, end << self._shift
-        return self._slot.gfns(start, end)
+        return self._slot.gfns(
+            *small_pages(start, end, self._shift, in_bytes=self._in_bytes)
+        )
 
     def _invalidate(self, start: int, end: int, *more: Any) -> None:  # noqa: ANN401 - of the event
         """INVALIDATE, the only callback of v8: there the pages are removed already."""
@@ -109,8 +92,8 @@ class SlotNotifier:
         finally:
             self._count()
             kinds, zaps = self._what(more)
-            private = self._mmu.begin(*gfns, kinds, zaps)
             self._begun += 1
+            private = self._mmu.begin(*gfns, kinds, zaps)
             if self._makes_shared and kinds == "private":
                 assert self._mmu.frames_lock is not None
                 with self._mmu.frames_lock:

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.kvm.shared import is_aligned
 from inaccfs.kvm.uapi import (
-    KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_MAX_NR_PAGES,
     KVM_MEM_PRIVATE,
-    KVM_MEM_READONLY,
     KVM_USER_MEM_SLOTS,
     MAX_GFNS,
     PAGE_SHIFT,
     PAGE_SIZE,
 )
+from inaccfs.kvmcalls import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 
 if TYPE_CHECKING:
     from inaccfs.kvm.memslots import MemorySlot, MemorySlots, Region

@@ -9,6 +9,8 @@ import errno as errno_
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from inaccfs.kvmcalls import KVM_MEM_GUEST_MEMFD
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,10 +19,8 @@ if TYPE_CHECKING:
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 1 << PAGE_SHIFT
 
-KVM_MEM_LOG_DIRTY_PAGES: Final = 1 << 0
-KVM_MEM_READONLY: Final = 1 << 1
-# The flag of a slot that has a private half; patch 2/8. KVM_MEM_GUEST_MEMFD since 6.8.
-KVM_MEM_PRIVATE: Final = 1 << 2
+KVM_MEM_PRIVATE: Final = KVM_MEM_GUEST_MEMFD
+"""The flag of a slot that has a private half: its name in v8, patch 2/8."""
 
 # The flag of an exit by a private access, in v8; patch 3/8. The rule kvm_exit_flag has
 # each version's.

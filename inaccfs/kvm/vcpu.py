@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.faults import memory_fault
 from inaccfs.kvm.memory import Place
-from inaccfs.kvm.uapi import (
-    KVM_MEM_READONLY,
-    PAGE_SHIFT,
-    PAGE_SIZE,
-    MmioExit,
-    no_hook,
-    pages_of_level,
-)
+from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE, MmioExit, no_hook, pages_of_level
+from inaccfs.kvmcalls import KVM_MEM_READONLY
 
 if TYPE_CHECKING:
     from inaccfs.kvm.faults import Faults

@@ -83,8 +83,8 @@ class World:
         self.handle: Final = shim.file(fd)
         # Whether files can be frozen; the granule of fallocate, in pages; and whether
         # pages that become shared in place are filled with zeros.
-        self.freezes: Final = semantics.frozen != "unknown"
-        self._granule: Final = 512 if semantics.granule == "huge page" else 1
+        self.freezes: Final = semantics.has_freeze
+        self._granule: Final = 512 if semantics.by_huge_page else 1
         self._zeroes: Final = semantics.content == "zeroed"
         # The errnos of changes that may be refused.
         self.refusals: Final = tuple(

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
+from inaccfs.kvmcalls import KVM_GET_API_VERSION
 from inaccfs.probe import calls
 from inaccfs.probe.attempts import Subject, in_bytes, rows
 from inaccfs.probe.targets import PUNCH
@@ -30,7 +31,7 @@ _IOCTLS: Final = {
     "FIONREAD": 0x541B,
     "TCGETS": 0x5401,
     "BLKGETSIZE64": 0x80081272,
-    "KVM_GET_API_VERSION": 0xAE00,
+    "KVM_GET_API_VERSION": KVM_GET_API_VERSION,
     "an ioctl that nobody knows": 0x4004EEEE,
 }
 _FS_IOC_SETFLAGS: Final = 0x40086602

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from inaccfs import errnos
 from inaccfs.probe import children, outcomes
 from inaccfs.probe.targets import ProbeError, no_answer
 
@@ -86,7 +87,7 @@ def _try(target: Target, row: Row, say: Callable[[str], None]) -> str:
     try:
         fd = target.make()
     except OSError as exc:
-        return outcomes.not_here(f"no file, {outcomes.errno_name(exc)}")
+        return outcomes.not_here(f"no file, {errnos.name(exc.errno)}")
     except ProbeError as exc:
         # The machine had this kind of file a moment ago, but not any more.
         return outcomes.not_here(str(exc))

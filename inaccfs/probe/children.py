@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import resource
-import select
 import signal
 import time
 import traceback
@@ -13,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from inaccfs import syscalls
-from inaccfs.children import fork, starting
+from inaccfs.children import fork, starting, wait_readable
 from inaccfs.probe import outcomes
 
 if TYPE_CHECKING:
@@ -141,9 +140,7 @@ def _read_all(reader: int, deadline: float) -> bytes:
 
 def _wait(fd: int, deadline: float) -> bool:
     """Wait until a pipe has data or ended, or the process of a pidfd has ended."""
-    seconds = max(0.0, deadline - time.monotonic())
-    readable, _, _ = select.select([fd], [], [], seconds)
-    return bool(readable)
+    return wait_readable(fd, max(0.0, deadline - time.monotonic()))
 
 
 def _be_child(work: Callable[[Say], str], writer: int) -> NoReturn:

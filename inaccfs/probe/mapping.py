@@ -16,11 +16,11 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import syscalls
+from inaccfs import errnos, syscalls
 from inaccfs.children import fork
 from inaccfs.probe import calls, rings
 from inaccfs.probe.attempts import Subject, in_bytes, rows
-from inaccfs.probe.outcomes import NotHere, errno_name
+from inaccfs.probe.outcomes import NotHere
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +97,7 @@ def _of_a_mapping(use: _Use) -> Callable[[Subject], str | None]:
         try:
             address = calls.mmap(subject.fd, 0, subject.unit, _RW, calls.MAP_SHARED)
         except OSError as exc:
-            return f"no mapping, {errno_name(exc)}"
+            return f"no mapping, {errnos.name(exc.errno)}"
         return use(subject, address)
 
     return call
@@ -127,7 +127,11 @@ def _write_proc_mem(_subject: Subject, address: int) -> str:
 
 def _ptrace(_subject: Subject, address: int) -> None:
     """Read the mapping of a traced child, which has it too."""
-    pid = fork()
+    try:
+        pid = fork()
+    except BlockingIOError:
+        # It would look like the errno of the call.
+        raise NotHere("no process") from None
     if pid == 0:
         try:
             syscalls.die_with_parent()
@@ -135,10 +139,11 @@ def _ptrace(_subject: Subject, address: int) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         finally:
             os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if not os.WIFSTOPPED(status):
+        # It has ended, and its pid may be another process's by now.
+        raise NotHere("no ptrace")
     try:
-        _, status = os.waitpid(pid, 0)
-        if not os.WIFSTOPPED(status):
-            raise NotHere("no ptrace")
         calls.ptrace_peek(pid, address)
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -205,7 +210,7 @@ def _userfaultfd(subject: Subject, address: int) -> str:
     try:
         fd = calls.syscall(calls.number_of("userfaultfd"), flags)
     except OSError as exc:
-        raise NotHere(f"no userfaultfd, {errno_name(exc)}") from exc
+        raise NotHere(f"no userfaultfd, {errnos.name(exc.errno)}") from exc
     # struct uffdio_api: api, features, ioctls
     fcntl.ioctl(fd, _UFFDIO_API, bytearray(struct.pack("=QQQ", _UFFD_API, 0, 0)))
     calls.madvise(address, subject.unit, _MADV["MADV_REMOVE"])
@@ -230,7 +235,7 @@ def _udmabuf(subject: Subject) -> None:
     try:
         device = os.open("/dev/udmabuf", os.O_RDWR)
     except OSError as exc:
-        raise NotHere(f"no /dev/udmabuf, {errno_name(exc)}") from exc
+        raise NotHere(f"no /dev/udmabuf, {errnos.name(exc.errno)}") from exc
     # A memfd without this seal gets EINVAL. A file that takes no seals is tried anyway.
     with suppress(OSError):
         fcntl.fcntl(subject.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)

@@ -8,6 +8,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.kvmcalls import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP
 from inaccfs.probe import children
 from inaccfs.probe.targets import (
     Directory,
@@ -24,10 +25,13 @@ from inaccfs.probe.targets import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_FLAGS: Final = {"mmap": 1, "init_shared": 2}
-"""GUEST_MEMFD_FLAG_*, include/uapi/linux/kvm.h."""
+_FLAGS: Final = {
+    "mmap": GUEST_MEMFD_FLAG_MMAP,
+    "init_shared": GUEST_MEMFD_FLAG_INIT_SHARED,
+}
 
-_NAMES: Final = ("memfd", "memfd_secret", "guest_memfd")
+NAMES: Final = ("memfd", "memfd_secret", "guest_memfd")
+"""The targets that are not files with a name."""
 
 
 def find(text: str, *, force: bool = False) -> Target:
@@ -37,7 +41,7 @@ def find(text: str, *, force: bool = False) -> Target:
         ProbeError: there is none, or it must not be used. Says what to do.
     """
     kind, _, flags = text.partition(":")
-    if kind in _NAMES:
+    if kind in NAMES:
         target = _anonymous(text, kind, flags)
         _ask_child(text, lambda: _trial(target))
         return target
@@ -99,7 +103,7 @@ def _look_at(path: str) -> str:
     except FileNotFoundError:
         raise ProbeError(
             f"{path} does not exist: name an empty file, a directory to make files in, "
-            f"or one of {', '.join(_NAMES)}, guest_memfd:mmap"
+            f"or one of {', '.join(NAMES)}, guest_memfd:mmap"
         ) from None
     except OSError as exc:
         raise ProbeError(f"cannot look at {path}: {exc.strerror}") from exc

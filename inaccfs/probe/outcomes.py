@@ -18,12 +18,6 @@ class NotHere(Exception):
     """The machine or the kind of file lacks what a row tries. The message says what."""
 
 
-def errno_name(exc: OSError) -> str:
-    """The name of the errno, such as EINVAL."""
-    number = exc.errno or 0
-    return errnos.NAMES.get(number, f"errno {number}")
-
-
 def signal_name(number: int) -> str:
     """The name of a signal, such as SIGBUS."""
     try:
@@ -56,4 +50,4 @@ def of(call: Callable[[], str | None]) -> str:
     except OSError as exc:
         if exc.errno == errno.ENOSYS:
             return not_here("the kernel has no such call")
-        return errno_name(exc)
+        return errnos.name(exc.errno)

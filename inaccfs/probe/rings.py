@@ -9,10 +9,10 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from inaccfs import uring
+from inaccfs import errnos, uring
 from inaccfs.errnos import os_error
 from inaccfs.probe import calls
-from inaccfs.probe.outcomes import NotHere, errno_name
+from inaccfs.probe.outcomes import NotHere
 
 # --- io_uring, include/uapi/linux/io_uring.h ------------------------------------------
 
@@ -64,7 +64,7 @@ class Ring:
             self._fd, self._params = uring.setup()
         except OSError as exc:
             if exc.errno in (errno.ENOSYS, errno.EPERM):
-                raise NotHere(f"no io_uring, {errno_name(exc)}") from exc
+                raise NotHere(f"no io_uring, {errnos.name(exc.errno)}") from exc
             raise
 
     def submit(self, operation: Operation) -> int:

@@ -7,16 +7,14 @@ as a file of that kind can be resized and allocated.
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
-import struct
 import tempfile
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import Final
 
-from inaccfs import syscalls
+from inaccfs import kvmcalls, syscalls
 from inaccfs.errors import InaccfsError
 from inaccfs.probe import calls, children
 from inaccfs.probe.outcomes import NotHere
@@ -26,18 +24,6 @@ ALLOCATED_UNITS: Final = 2
 
 KEEP_SIZE: Final = syscalls.FALLOC_FL_KEEP_SIZE
 PUNCH: Final = syscalls.PUNCH
-
-# include/uapi/linux/kvm.h
-_KVM_CREATE_VM: Final = 0xAE01
-_KVM_CHECK_EXTENSION: Final = 0xAE03
-_KVM_CREATE_GUEST_MEMFD: Final = 0xC040AED4
-_KVM_CAP_GUEST_MEMFD: Final = 234
-# struct kvm_create_guest_memfd: size, flags, reserved[6]
-_create_guest_memfd = struct.Struct("=QQ48x")
-
-# Types of VMs that may have guest_memfd. On x86 an ordinary VM (0) has it since Linux
-# 6.18; before, only a VM with private memory does, KVM_X86_SW_PROTECTED_VM (1).
-_VM_TYPES: Final = (0, 1)
 
 
 class ProbeError(InaccfsError):
@@ -136,7 +122,7 @@ class GuestMemfd(Target):
     def first_size(self, size: int) -> int:
         vm = self._vm()
         try:
-            return self._create(vm, size, self._flags)
+            return kvmcalls.create_guest_memfd(vm, size, self._flags)
         except OSError as exc:
             if exc.errno == errno.EINVAL and self._lacks_flags(vm):
                 raise ProbeError(
@@ -150,41 +136,26 @@ class GuestMemfd(Target):
 
     def _lacks_flags(self, vm: int) -> bool:
         try:
-            os.close(self._create(vm, self.unit, self._flags))
+            os.close(kvmcalls.create_guest_memfd(vm, self.unit, self._flags))
         except OSError:
             return True
         return False
 
     @staticmethod
-    def _create(vm: int, size: int, flags: int) -> int:
-        request = _create_guest_memfd.pack(size & (1 << 64) - 1, flags)
-        # With a bytearray ioctl() returns the result of the call, which is the fd.
-        fd: int = fcntl.ioctl(vm, _KVM_CREATE_GUEST_MEMFD, bytearray(request))
-        return fd
-
-    @staticmethod
     def _vm() -> int:
         try:
-            kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+            kvm = os.open(kvmcalls.DEVICE, os.O_RDWR | os.O_CLOEXEC)
         except OSError as exc:
             raise ProbeError(
-                f"no guest_memfd here: cannot open /dev/kvm: {exc.strerror}"
+                f"no guest_memfd here: cannot open {kvmcalls.DEVICE}: {exc.strerror}"
             ) from exc
         try:
-            for kind in _VM_TYPES:
-                try:
-                    vm: int = fcntl.ioctl(kvm, _KVM_CREATE_VM, kind)
-                except OSError as exc:
-                    if exc.errno != errno.EINVAL:
-                        raise
-                    # This KVM has no VMs of this type.
-                    continue
-                if fcntl.ioctl(vm, _KVM_CHECK_EXTENSION, _KVM_CAP_GUEST_MEMFD) > 0:
-                    return vm
-                os.close(vm)
+            vm = kvmcalls.vm_with_files(kvm)
         finally:
             os.close(kvm)
-        raise ProbeError("no guest_memfd here: KVM does not have it (Linux 6.8)")
+        if vm is None:
+            raise ProbeError("no guest_memfd here: no VM of this KVM can have it")
+        return vm
 
 
 class Directory(Target):

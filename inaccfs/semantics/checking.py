@@ -26,6 +26,7 @@ from typing import (
 
 from inaccfs import errnos
 from inaccfs.errors import OptionError
+from inaccfs.semantics.derived import Derived
 from inaccfs.semantics.rules import (
     INVALIDATE,
     INVALIDATE_END,
@@ -85,7 +86,7 @@ def _annotated(base: type) -> list[str]:
     return list(vars(base).get("__annotations__", ()))
 
 
-class _Pinned(Semantics):
+class _Fixed(Semantics):
     """The rules of a user's class, each read once.
 
     A mount calls only the checks that the class defines itself, and no other code of
@@ -139,7 +140,7 @@ def checked(found: type[Semantics], path: str) -> Semantics:
     for method in _CHECKS:
         if method in code:
             values[method] = _guarded(getattr(made, method), f"{name}.{method}")
-    return _Pinned(values, plans, code)
+    return _Fixed(values, plans, code)
 
 
 def own_code(one: Semantics) -> dict[str, object]:
@@ -147,7 +148,7 @@ def own_code(one: Semantics) -> dict[str, object]:
 
     The rules that are values do not decide what such a method does.
     """
-    if not isinstance(one, _Pinned):
+    if not isinstance(one, _Fixed):
         return {}
     # Compared by their code, as the same file may have been loaded twice.
     return {
@@ -222,6 +223,8 @@ def _check_names(found: type[Semantics], own: dict[str, object]) -> None:
             continue
         if name == "events":
             reason = "it is made from plan: give that"
+        elif name in vars(Derived):
+            reason = "it follows from other rules: set those"
         elif new := OLD_NAMES.get(name):
             reason = f"rule {name!r} is called {new!r} now"
         elif near := nearest(name, known, 0.7):

@@ -44,7 +44,7 @@ def _logged(
             check(*args)
         except OSError as exc:
             asked = ", ".join(map("{}={}".format, words, args))
-            errno_name = errnos.NAMES.get(exc.errno or 0, str(exc.errno))
+            errno_name = errnos.name(exc.errno)
             log.debug("%s: %s(%s): %s", rules, name, asked, errno_name)
             raise
 

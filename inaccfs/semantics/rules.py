@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
 
 from inaccfs.errnos import os_error
 from inaccfs.semantics.attributes import AttributeRules
+from inaccfs.semantics.derived import Derived
 from inaccfs.semantics.kvm import KvmRules
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
@@ -24,6 +25,9 @@ INVALIDATE_START: Final = "INVALIDATE_START"
 INVALIDATE_END: Final = "INVALIDATE_END"
 POPULATE: Final = "POPULATE"
 MEMORY_ERROR: Final = "MEMORY_ERROR"
+
+INVALIDATIONS: Final = (INVALIDATE, INVALIDATE_START, INVALIDATE_END)
+"""The events of an invalidation: pages are being removed or converted."""
 
 Size: TypeAlias = Literal["once", "fixed", "free"]
 PastEnd: TypeAlias = Literal["allocated", "refused"]
@@ -57,7 +61,7 @@ Check: TypeAlias = "Callable[[int, int, int, int], None]"
 """`Semantics.check_fallocate`, or a replacement for it."""
 
 
-class Semantics(AttributeRules, KvmRules):
+class Semantics(AttributeRules, KvmRules, Derived):
     """Base of all semantics. A subclass sets or inherits each rule.
 
     `inaccfs mount --semantics FILE.py:CLASS` takes one of your own. The daemon's loop
@@ -132,8 +136,8 @@ class Semantics(AttributeRules, KvmRules):
     # Whether the kernel may move fetched pages, without an event.
     movable: ClassVar[bool]
     # What memory-failure does: "unknown", the command does not exist; "error", it sends
-    # MEMORY_ERROR; "invalidate", it sends the events of a punch. get-pfn of a poisoned
-    # page fails with EHWPOISON.
+    # MEMORY_ERROR; "invalidate", it sends the events of a punch, and the page stays.
+    # get-pfn of a poisoned page fails with EHWPOISON.
     memory_failure: ClassVar[MemoryFailure]
 
     # --- the rules that are code ------------------------------------------------------
@@ -182,23 +186,11 @@ class Semantics(AttributeRules, KvmRules):
         return Plan(after=INVALIDATE, after_failure=self.notifies_failures)
 
     @property
-    def keeps_references(self) -> bool:
-        """Whether get-pfn takes a reference, or a lock, that put-pfn drops."""
-        return self.references != "none"
-
-    @property
-    def locks_pages(self) -> bool:
-        """Whether get-pfn leaves a page locked until put-pfn."""
-        return self.references == "locked"
-
-    @property
     def events(self) -> list[str]:
         """The events that notifiers get."""
         plans = self.plan(punches=True), self.plan(punches=False)
         found = [event for plan in plans for event in (plan.before, plan.after)]
-        if self.memory_failure == "invalidate":
-            found += [INVALIDATE_START, INVALIDATE_END]
-        elif self.memory_failure == "error":
+        if self.memory_failure == "error":
             found.append(MEMORY_ERROR)
         return list(dict.fromkeys(event for event in found if event is not None))
 

@@ -2,8 +2,8 @@
 
 A task that waits for answers has its own time limit, `Loop.in_time`: it serves any
 number of notifiers, and evicts them in slices, between which other tasks run. Here no
-task waits, so one for all files evicts, at most `AT_ONCE` notifiers of each. Both count
-time in the same way; see `inaccfs.shim.deadlines`.
+task waits, so one for all files evicts, at most `INLINE_NOTIFIERS` notifiers of each.
+Both count time in the same way; see `inaccfs.shim.deadlines`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
-from inaccfs.semantics import refused
+from inaccfs.errnos import os_error
 
 if TYPE_CHECKING:
     from inaccfs.shim.call import Call
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 SHORT_BYTES: Final = 128 << 20
 """An allocation up to this is over before a signal could interrupt it."""
 
-PIECE_BYTES: Final = 32 << 20
-"""The size of a piece, before each of which a call checks for an interrupt, where the
-rules keep what has been allocated. A larger page, up to 1 GiB, is a single piece.
+INTERRUPT_CHECK_BYTES: Final = 32 << 20
+"""Where the rules keep what has been allocated, a call checks for an interrupt after so
+many bytes. A larger page, up to 1 GiB, is allocated in one piece.
 """
 
 
@@ -45,27 +45,23 @@ async def allocate(
     turn: Turn,
     fd: int,
     call: Call,
-    worker: LongAllocator | None,
     interrupted: Event,
 ) -> None:
     """Make an allocation that is too long for the loop. The caller has *turn*.
-
-    *worker* is the return of `worker_for` for *call*.
 
     Raises:
         OSError: the errno of fallocate(2); EINTR after *interrupted* was set. By the
             rule `on_interrupt` the memory allocated until then stays.
     """
     if superblock.semantics.on_interrupt == "undone":
-        await _allocate(superblock, turn, fd, call, worker, interrupted)
+        await _allocate(superblock, turn, fd, call, interrupted)
         return
     # Like kvm_gmem_allocate() of guest_memfd, where a piece is a folio: what has been
     # allocated stays, however the call ends.
-    for piece in call.pieces(max(PIECE_BYTES, superblock.page_size)):
+    for piece in call.pieces(max(INTERRUPT_CHECK_BYTES, superblock.page_size)):
         if interrupted.is_set():
-            raise refused(errno.EINTR)
-        worker = worker_for(superblock, piece)
-        await _allocate(superblock, turn, fd, piece, worker, interrupted)
+            raise os_error(errno.EINTR)
+        await _allocate(superblock, turn, fd, piece, interrupted)
 
 
 async def _allocate(
@@ -73,13 +69,13 @@ async def _allocate(
     turn: Turn,
     fd: int,
     call: Call,
-    worker: LongAllocator | None,
     interrupted: Event,
 ) -> None:
+    worker = worker_for(superblock, call)
     if worker is None:
         change = partial(syscalls.fallocate, fd, *call.arguments)
         await superblock.loop.in_thread(change, limiter=superblock.threads.changes)
         return
     turn.undoing = await worker.allocate(fd, *call.arguments, interrupted)
     if turn.undoing is not None:
-        raise refused(errno.EINTR)
+        raise os_error(errno.EINTR)

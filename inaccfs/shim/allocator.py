@@ -75,12 +75,12 @@ class Allocator:
             return await self._allocate(request, fd, interrupted)
         except WorkerGoneError:
             if not await self._workers.lost_helper():
-                raise _no_memory() from None
+                raise os_error(errno.ENOMEM) from None
         # The helper was killed, and its workers with it.
         try:
             return await self._allocate(request, fd, interrupted)
         except WorkerGoneError:
-            raise _no_memory() from None
+            raise os_error(errno.ENOMEM) from None
 
     async def _allocate(
         self, request: bytes, fd: int, interrupted: Event
@@ -94,7 +94,7 @@ class Allocator:
         except WorkerGoneError:
             self._workers.let_die(worker)
             if interrupted.is_set():
-                raise _interrupted() from None
+                raise os_error(errno.EINTR) from None
             raise
         except OSError:
             self._workers.give_back(worker)
@@ -119,24 +119,17 @@ class Allocator:
 
         try:
             await first_of(lease, interrupted.wait)
-        except trio.Cancelled:
+        except BaseException:
+            # Cancelled while it leased: the nursery raises that in an ExceptionGroup.
             for one in leased:
                 if not isinstance(one, OSError):
                     self._workers.give_back(one)
             raise
         if not leased:
-            raise _interrupted()
+            raise os_error(errno.EINTR)
         if isinstance(leased[0], OSError):
             raise leased[0]
         return leased[0]
-
-
-def _interrupted() -> OSError:
-    return os_error(errno.EINTR)
-
-
-def _no_memory() -> OSError:
-    return os_error(errno.ENOMEM)
 
 
 async def _wait_or_kill(worker: Worker, interrupted: Event) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Final, Generic, TypeVar
 
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.rangemap import RangeMap, add
 
 Notifier = TypeVar("Notifier")
@@ -21,7 +22,7 @@ class Bindings(Generic[Notifier]):
         self._numbers: Final[RangeMap[int]] = RangeMap()
         # The notifiers themselves: the exclusive ones by page, others by range.
         self._exclusive: Final[RangeMap[Notifier]] = RangeMap()
-        self._shared: Final[dict[Notifier, tuple[int, int]]] = {}
+        self._shared: Final[dict[Notifier, PageRange]] = {}
 
     def cover(self, start: int, end: int) -> bool:
         """Whether notifiers are bound to each page from *start* to *end*."""
@@ -53,7 +54,7 @@ class Bindings(Generic[Notifier]):
         if exclusive:
             self._exclusive.set(start, end, notifier)
         else:
-            self._shared[notifier] = start, end
+            self._shared[notifier] = PageRange(start, end)
 
     def remove(self, notifier: Notifier, start: int, end: int) -> None:
         """Undo `add`."""

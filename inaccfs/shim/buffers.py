@@ -28,7 +28,7 @@ WINDOW_BYTES: Final = 32 << 20
 
 # A buffer of at most this many pages is replaced when a page beside it is pinned. It is
 # as much as the kernel maps around a fault: fault_around_bytes, in pages of 4 KiB.
-_FEW: Final = 16
+_MERGED_PAGES: Final = 16
 
 
 def _unmap(mappings: list[tuple[int, int]], at: int) -> int:
@@ -127,7 +127,7 @@ class Buffers:
         chunk = start - start % self._chunk
         while first > chunk and (beside := self.ranges.overlapping(first - 1, first)):
             low, high, token = beside[0]
-            if high - low > max(stop - first, _FEW):
+            if high - low > max(stop - first, _MERGED_PAGES):
                 break
             first = low
             replaced.append(token)
@@ -135,7 +135,7 @@ class Buffers:
             beside := self.ranges.overlapping(stop, stop + 1)
         ):
             low, high, token = beside[0]
-            if high - low > max(stop - first, _FEW):
+            if high - low > max(stop - first, _MERGED_PAGES):
                 break
             stop = high
             replaced.append(token)

@@ -24,22 +24,29 @@ class Kind(Enum):
     __hash__ = object.__hash__
 
 
+class PageRange(NamedTuple):
+    """Pages of a file from a start to an end, which is not one of them."""
+
+    start: int
+    end: int
+
+
 class Part(NamedTuple):
-    """The pages that an operation concerns, as ranges from a start to an end."""
+    """The pages that an operation concerns."""
 
     # Every page that the operation touches, if only in part. Events report these.
-    touched: tuple[int, int]
+    touched: PageRange
     # The pages that lie in it as a whole. A punch removes these; of the others it
     # clears a part.
-    whole: tuple[int, int]
+    whole: PageRange
 
     @classmethod
     def of(cls, offset: int, length: int, page_size: int) -> Part:
         """The pages of a range in bytes."""
         end = offset + length
         return cls(
-            (offset // page_size, -(-end // page_size)),
-            (-(-offset // page_size), end // page_size),
+            PageRange(offset // page_size, -(-end // page_size)),
+            PageRange(-(-offset // page_size), end // page_size),
         )
 
 

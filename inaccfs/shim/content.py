@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from inaccfs.shim.filestate import FileState
 
-PIECE_BYTES: Final = 256 << 10
+SLICE_BYTES: Final = 256 << 10
 """How much is read or written at once. It takes some 50 µs of the loop."""
 
 
@@ -77,8 +77,8 @@ async def clear(file: FileState, start: int, end: int) -> None:
     """Zero those of these pages that have memory. The cost grows with the data."""
     slices = Slices(file.superblock.loop)
     for offset, stop in _data(file, start * file.page_size, end * file.page_size):
-        for at in range(offset, stop, PIECE_BYTES):
-            length = min(PIECE_BYTES, stop - at)
+        for at in range(offset, stop, SLICE_BYTES):
+            length = min(SLICE_BYTES, stop - at)
             if any(read(file, at, length)):
                 write(file, at, bytes(length))
             await slices.give()

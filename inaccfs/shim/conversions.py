@@ -9,14 +9,13 @@ from __future__ import annotations
 import errno
 import os
 from functools import partial
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errors import PageError, PinnedError
-from inaccfs.semantics import refused
 from inaccfs.semantics.attributes import BOTH, PRIVATE, SHARED
 from inaccfs.shim import content
-from inaccfs.shim.order import Changed, drive_locked, in_order
+from inaccfs.shim.call import PageRange
+from inaccfs.shim.order import Changed, drive_locked, in_order, no_change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,33 +36,16 @@ async def convert(file: FileState, call: Conversion) -> None:
     Raises:
         OSError: EOPNOTSUPP where attributes are not kept in the file, or present pages
             cannot be converted; EINVAL for a range that is empty or ends past the end;
-            EPERM for a frozen file; ENOMEM for too many ranges; `PinnedError`, EAGAIN,
-            for pages with references.
+            EFAULT if all users have closed the file; EPERM for a frozen file; ENOMEM
+            for too many ranges; `PinnedError`, EAGAIN, for pages with references.
             In these cases nothing was converted, except as `atomicity` says.
     """
-    began = monotonic_ns() if file.trace.listeners else 0
-    try:
+    trace = file.trace
+    with trace.command("convert", call.start, call.end, call.who) as traced:
         _check(file, call)
-        refusal = await _Running(file, began).run(call)
-    except Exception as exc:
-        _trace(file, call, exc, began)
-        raise
-    except BaseException:
-        # The call is cancelled: pages converted by then stay converted.
-        _trace(file, call, refused(errno.EINTR), began)
-        raise
-    _trace(file, call, refusal, began)
-    if refusal is not None:
-        raise refusal
-
-
-def _trace(
-    file: FileState, call: Conversion, exc: Exception | None, began: int
-) -> None:
-    if file.trace.listeners:
-        page = file.page_size
-        start, end = call.start * page, call.end * page
-        file.trace.tell(call.kind.value, start, end, call.who, exc, began)
+        refusal = await _Running(file, traced.began).run(call)
+        if refusal is not None:
+            raise refusal
 
 
 def check_range(file: FileState, start: int, end: int) -> None:
@@ -111,23 +93,36 @@ class _Running:
         """Convert all parts, one after the other; return why one was refused."""
         loop, notifiers = self._superblock.loop, self._file.notifiers
         async with notifiers.fixed():
-            with loop.shield():
-                await self._look(call)
-            # It may have been frozen while this waited for the lock.
-            self._file.check_frozen()
-            if self._is_done(call):
-                # The whole range has the attribute already: no event is sent.
-                return None
-            for part in self._parts(call):
-                await loop.check_cancelled()
-                self._part = part
-                steps = self._steps(part)
+            try:
+                return await self._run(call)
+            finally:
+                # Pages that get-pfn has found to have moved meanwhile.
                 with loop.shield():
-                    refusal = await drive_locked(
-                        steps, notifiers, self._change, cause=self._began
-                    )
-                if refusal is not None:
-                    return refusal
+                    moved = self._file.pages.moved.steps()
+                    await drive_locked(moved, notifiers, no_change)
+
+    async def _run(self, call: Conversion) -> Exception | None:
+        """`run`, with the notifier list locked."""
+        loop = self._superblock.loop
+        with loop.shield():
+            await self._look(call)
+        # It may have been frozen while this waited for the lock.
+        self._file.check_frozen()
+        if self._is_done(call):
+            # The whole range has the attribute already: no event is sent.
+            return None
+        for part in self._parts(call):
+            await loop.check_cancelled()
+            self._part = part
+            with loop.shield():
+                refusal = await drive_locked(
+                    self._steps(part),
+                    self._file.notifiers,
+                    self._change,
+                    cause=self._began,
+                )
+            if refusal is not None:
+                return refusal
         return None
 
     async def _look(self, call: Conversion) -> None:
@@ -162,7 +157,7 @@ class _Running:
         rules = self._superblock.semantics
         # Found before the change; also used for the end event.
         kinds = self._kinds(part)
-        exact = part.start, part.end
+        exact = PageRange(part.start, part.end)
         around = self._superblock.around(*exact)
         return in_order(
             self._superblock.plans[part.kind],
@@ -208,7 +203,8 @@ class _Running:
         if self._looks(call) and memory is not None and memory.references:
             found.append(self._first_referenced(call))
         if self._superblock.semantics.content == "refused":
-            # One after the first notifier's page would not be the first.
+            # Look only up to the first notifier's page: a later present page would not
+            # be the first.
             end = call.end if found[0] is None else min(found[0], call.end)
             found.append(content.first_present(self._file, call.start, end))
         return min((page for page in found if page is not None), default=None)

@@ -7,18 +7,23 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import Fetched, clipped
 from inaccfs.shim.holes import first_hole
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
 
 if TYPE_CHECKING:
+    from inaccfs.shim.frames import Frames
     from inaccfs.shim.memory import Memory
-    from inaccfs.shim.superblock import Superblock
+    from inaccfs.shim.superblock import LongAllocator, Superblock
     from inaccfs.shim.turn import Turn
 
 INLINE_FETCH_BYTES: Final = 1 << 20
-"""How much is fetched in the loop: new memory has to be cleared."""
+"""How much is fetched in the loop: new memory has to be cleared.
+
+With the rest of the first and of the last huge page, up to 4 MiB are allocated.
+"""
 
 
 def check_end(fd: int, page_size: int, start: int, end: int) -> None:
@@ -52,10 +57,7 @@ def fetch_now(
         return frames.fetch(start, end, reach=False)
     if superblock.granule_pages == 1:
         return frames.fetch(start, end)
-    # Allocate whole huge pages, also those that are split at once.
-    pages = -(-os.fstat(frames.fd).st_size // superblock.page_size)
-    low, high = superblock.around(start, end)
-    extents, moved = frames.fetch(low, min(high, pages))
+    extents, moved = frames.fetch(*_granules(superblock, frames.fd, start, end))
     per_page = superblock.page_size // FRAME_BYTES
     return Fetched(clipped(extents, start, end, per_page), moved)
 
@@ -76,7 +78,7 @@ async def fetch(
     )
     try:
         if not frozen:
-            await _allocate_apart(superblock, memory.frames.fd, start, end)
+            await _allocate_apart(superblock, memory.frames, start, end)
         return await in_thread()
     except OSError as exc:
         if not await superblock.more_space(exc, closed):
@@ -84,22 +86,53 @@ async def fetch(
     return await in_thread()
 
 
+def _granules(superblock: Superblock, fd: int, start: int, end: int) -> PageRange:
+    """Pages of a file, widened to whole huge pages where memory comes in these.
+
+    Also those that are split at once are allocated as a whole.
+    """
+    if superblock.granule_pages == 1:
+        return PageRange(start, end)
+    low, high = superblock.around(start, end)
+    pages = -(-os.fstat(fd).st_size // superblock.page_size)
+    return PageRange(low, min(high, pages))
+
+
+def allocated_with(
+    superblock: Superblock, frames: Frames, start: int, end: int
+) -> PageRange:
+    """The pages that `fetch_now` may allocate for those from *start* to *end*."""
+    return frames.reach(*_granules(superblock, frames.fd, start, end))
+
+
 async def _allocate_apart(
-    superblock: Superblock, fd: int, start: int, end: int
+    superblock: Superblock, frames: Frames, start: int, end: int
 ) -> None:
     """Near the limit of a memory cgroup, let a worker allocate: see `Headroom`."""
-    offset, length = (pages * superblock.page_size for pages in (start, end - start))
-    if (
-        superblock.allocator is None
-        or not superblock.semantics.allocates
-        or superblock.headroom.allows(length)
-    ):
+    if superblock.allocator is None or not superblock.semantics.allocates:
         return
+    low, high = allocated_with(superblock, frames, start, end)
+    if superblock.headroom.allows((high - low) * superblock.page_size):
+        return
+    allocate = partial(_allocate_by, superblock.allocator, superblock, frames.fd)
     # Not cancellable, like a thread: no other code may see memory that is being freed.
     with superblock.loop.shield():
-        await superblock.allocator.allocate(
-            fd, FALLOC_FL_KEEP_SIZE, offset, length, superblock.loop.event()
-        )
+        try:
+            await allocate(low, high)
+        except OSError as exc:
+            least = _granules(superblock, frames.fd, start, end)
+            if exc.errno != errno.ENOSPC or least == (low, high):
+                raise
+            # They may fit without the rest of their folios.
+            await allocate(*least)
+
+
+async def _allocate_by(
+    allocator: LongAllocator, superblock: Superblock, fd: int, start: int, end: int
+) -> None:
+    offset, length = (pages * superblock.page_size for pages in (start, end - start))
+    never = superblock.loop.event()
+    await allocator.allocate(fd, FALLOC_FL_KEEP_SIZE, offset, length, never)
 
 
 async def check_memory(superblock: Superblock, turn: Turn, fd: int, page: int) -> None:

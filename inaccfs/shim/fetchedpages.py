@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errors import PinnedError
-from inaccfs.shim.call import Kind
+from inaccfs.shim.call import Kind, PageRange
 from inaccfs.shim.frames import Extent, Punched, in_pieces
 from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Pinner
@@ -19,7 +19,7 @@ from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from inaccfs.semantics.attributes import Kinds
     from inaccfs.shim.attributes import Attributes
@@ -40,13 +40,13 @@ class FetchedPages:
     __slots__ = (
         "_attributes",
         "_locks",
-        "_moved",
         "_notifiers",
         "_page_size",
-        "_poisoned",
         "_superblock",
         "_turn",
         "memory",
+        "moved",
+        "poisoned",
     )
 
     def __init__(
@@ -65,31 +65,22 @@ class FetchedPages:
         self._superblock: Final = superblock
         # The fetched pages; None until the first one is fetched.
         self.memory: Memory | None = None
-        self._moved: Final = Moved(superblock, notifiers, self._kinds)
+        self.moved: Final = Moved(superblock, notifiers, self._kinds)
         # None where get-pfn leaves pages unlocked.
         self._locks: Final = (
             PageLocks(self._holders, superblock.ack_seconds, superblock.loop)
             if superblock.semantics.locks_pages
             else None
         )
-        # The pages that `poison` was called for and that have not been punched since.
-        self._poisoned: Final = Poisoned(superblock.page_size, changed)
+        # The pages whose memory has failed, and that have not been punched since.
+        self.poisoned: Final = Poisoned(superblock.page_size, changed)
 
     @property
     def nothing_fetched(self) -> bool:
         """Whether a punch need not look at references, frames or poison."""
-        return not self._poisoned and (
+        return not self.poisoned and (
             self.memory is None or not self.memory.frames.pages
         )
-
-    def poisoned_in(self, start: int, end: int) -> int | None:
-        """The first page from *start* to *end* that is poisoned."""
-        return self._poisoned.first(start, end)
-
-    @property
-    def poisoned_count(self) -> int:
-        """How many pages are poisoned and have not been punched."""
-        return len(self._poisoned)
 
     def close(self) -> None:
         """Release the fetched pages. This may take long for gigabytes."""
@@ -115,29 +106,35 @@ class FetchedPages:
             return True
         return (end - start) * self.memory.holders <= _INLINE_MARKS
 
-    def steps(self, part: Part, kind: Kind) -> Steps:
-        """The events and the change of one operation, in their order."""
+    def steps(
+        self, part: Part, kind: Kind, *, check: Callable[[], None] | None = None
+    ) -> Steps:
+        """The events and the change of one operation, in their order.
+
+        *check* is that of `in_order`.
+        """
         superblock = self._superblock
         punches = kind is Kind.PUNCH
         frames: Callable[[], list[Extent]] | None = None
         if superblock.semantics.tells_frames:
             frames = partial(self._extents_in, *part.whole) if punches else list
-        settle = partial(self._settle, part.whole if punches else (0, 0))
+        settle = partial(self._settle, part.whole if punches else PageRange(0, 0))
         refusal = yield from in_order(
             superblock.plans[kind],
             *part.touched,
             frames,
+            check=check,
             settle=settle,
             kinds=self._kinds,
         )
-        yield from self._moved.steps()
+        yield from self.moved.steps()
         return refusal
 
-    def _settle(self, whole: tuple[int, int], changed: Changed) -> None:
+    def _settle(self, whole: PageRange, changed: Changed) -> None:
         """Record the result of a change that was to punch the pages *whole*."""
-        self._moved.note(changed.punched.moved)
+        self.moved.note(changed.punched.moved)
         if changed.refusal is None:
-            self._poisoned.heal(*whole)
+            self.poisoned.heal(*whole)
 
     def _extents_in(self, start: int, end: int) -> list[Extent]:
         """The fetched ones of these pages."""
@@ -203,10 +200,6 @@ class FetchedPages:
                     await slices.give()
             memory.record(Punched([], punched.moved))
         return Changed(punched)
-
-    async def tell_moved(self, moved: Sequence[Extent]) -> None:
-        """See `Moved.tell`."""
-        await self._moved.tell(moved)
 
 
 def _refuse(page: int | None) -> None:

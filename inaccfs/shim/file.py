@@ -11,11 +11,11 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
-from inaccfs.semantics import refused
+from inaccfs.errnos import os_error
 from inaccfs.shim.allocating import allocate, worker_for
-from inaccfs.shim.call import Begun, Call, Kind, Part
+from inaccfs.shim.call import Begun, Call, Kind, PageRange, Part
 from inaccfs.shim.filestate import FileState
-from inaccfs.shim.notifiers import AT_ONCE
+from inaccfs.shim.notifiers import INLINE_NOTIFIERS
 from inaccfs.shim.order import Changed, Done, InlineDrive, drive
 from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
 
@@ -103,7 +103,7 @@ class InaccessibleFile(FileState):
     def _check_end(self, mode: int, end: int) -> None:
         if not mode & FALLOC_FL_PUNCH_HOLE and self.ends_before(end):
             log.debug("allocation past the end (to %d): EINVAL", end)
-            raise refused(errno.EINVAL)
+            raise os_error(errno.EINVAL)
 
     def ends_before(self, end: int) -> bool:
         """Whether the rules never let the file have pages up to *end*, in bytes."""
@@ -139,7 +139,7 @@ class InaccessibleFile(FileState):
             call.length > self.inline_bytes
             or self.turn.taken
             or not superblock.punches_inline
-            or len(self.notifiers) > AT_ONCE
+            or len(self.notifiers) > INLINE_NOTIFIERS
         ):
             return LATER
         part = call.part(self.page_size)
@@ -182,7 +182,7 @@ class InaccessibleFile(FileState):
     async def _finish(self, call: Call, interrupted: Event) -> None:
         closed = self.superblock.closed
         if not await self.turn.wait_unless(interrupted):
-            raise refused(errno.EINTR)
+            raise os_error(errno.EINTR)
         self._count(call.mode)
 
         async def change() -> Changed:
@@ -203,16 +203,16 @@ class InaccessibleFile(FileState):
         began: int,
     ) -> None:
         """Change the file, and send the events of it, in the order of the rules."""
-        pages = self.pages
+        pages, locks = self.pages, self._locks(kind)
         punches = kind is Kind.PUNCH
         async with pages.locked(*part.touched) if punches else nullcontext():
             refusal = await drive(
-                pages.steps(part, kind),
+                # Without a lock of the list, the change itself checks that.
+                pages.steps(part, kind, check=self.check_frozen if locks else None),
                 self.notifiers,
                 change,
-                whole_call=self._locks(kind),
+                whole_call=locks,
                 cause=began,
-                begin=self._begin,
             )
         if refusal is not None:
             raise refusal
@@ -220,12 +220,9 @@ class InaccessibleFile(FileState):
     def _locks(self, kind: Kind) -> bool:
         """Whether a call locks the notifier list from start to end; freeze awaits that.
 
-        Without events nobody can tell how long the list is locked.
+        Without events the list is not locked: no notifier could see a difference.
         """
         return self.superblock.whole_call and bool(self.superblock.plans[kind])
-
-    async def _begin(self) -> None:
-        self.check_frozen()
 
     async def _change(self, call: Call, interrupted: Event) -> Changed:
         """Let the backing allocate or punch. Raises `OSError`."""
@@ -238,14 +235,14 @@ class InaccessibleFile(FileState):
         change = partial(syscalls.fallocate, self.fd, *call.arguments)
         if call.kind is Kind.PUNCH and self.pages.memory is not None:
             return await self._punch(call.part(self.page_size), change)
-        worker = worker_for(superblock, call) if call.allocates else None
-        if call.length <= self.inline_bytes and worker is None:
+        if call.length <= self.inline_bytes and (
+            not call.allocates or worker_for(superblock, call) is None
+        ):
             change()
             return Changed()
         with self.turn.take():
             if call.allocates:
-                arguments = call, worker, interrupted
-                await allocate(superblock, self.turn, self.fd, *arguments)
+                await allocate(superblock, self.turn, self.fd, call, interrupted)
             else:
                 await superblock.loop.in_thread(
                     change, limiter=superblock.threads.changes
@@ -298,7 +295,8 @@ class InaccessibleFile(FileState):
         if start >= end:
             await self._truncate(truncate)
         else:
-            await self._shrink(truncate, size, current, (start, end), began)
+            part = PageRange(start, end)
+            await self._shrink(truncate, size, current, part, began)
         if self._size_limit is not None:
             # The size may have changed: look it up again.
             self._size_limit = 0
@@ -318,7 +316,7 @@ class InaccessibleFile(FileState):
         truncate: Callable[[], None],
         size: int,
         current: int,
-        pages: tuple[int, int],
+        pages: PageRange,
         began: int,
     ) -> None:
         """Notifiers see a truncation as a punch of the *pages* past the new end."""

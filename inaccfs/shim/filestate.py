@@ -93,8 +93,14 @@ class FileState:
         self.frozen_by: Hashable | None = None
         self.turn: Final = Turn(superblock.busy, self.update_fast_path, superblock.loop)
         self.pages: Final = Pages(
-            *(superblock, fd, self.trace, self.turn, self.notifiers),
-            *(self.attributes, self.update_fast_path),
+            superblock,
+            fd,
+            self.trace,
+            self.turn,
+            self.notifiers,
+            self.attributes,
+            self.update_fast_path,
+            lambda: self.is_frozen,
         )
 
     def reopened(self, fd: int, *, writable: bool) -> None:
@@ -131,11 +137,15 @@ class FileState:
     def set_frozen(self, holder: Hashable | None, check: Check) -> None:
         """Freeze or unfreeze it; *check* is that of fallocate(2) from now on."""
         self.frozen_by, self._check_fallocate = holder, check
-        self.pages.set_frozen(frozen=holder is not None)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether a holder has frozen it."""
+        return self.frozen_by is not None
 
     def check_frozen(self) -> None:
         """Raise `OSError`, EPERM, if it is frozen."""
-        if self.frozen_by is not None:
+        if self.is_frozen:
             raise OSError(errno.EPERM, "the file is frozen")
 
     def close(self) -> None:

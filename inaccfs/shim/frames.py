@@ -19,6 +19,8 @@ from inaccfs.shim.rangemap import RangeMap
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from inaccfs.shim.call import PageRange
+
 
 class Extent(NamedTuple):
     """Contiguous pages in contiguous frames, whose folios are all of one order."""
@@ -54,7 +56,8 @@ class Frames(Protocol):
     """The frames of one file. Offsets, starts, ends and counts are pages of the file.
 
     Only one of `fetch`, `punch` and `close` may run at a time. They block, so they may
-    run in a worker thread. All others make no system call and may run beside them.
+    run in a worker thread. All others block for microseconds at most, and may run
+    beside them.
     """
 
     # An O_RDWR fd of the backing file. The caller owns it, and may replace it.
@@ -72,6 +75,9 @@ class Frames(Protocol):
 
     def known(self, start: int, end: int) -> list[Extent] | None:
         """The extents of [start, end); None if a page is unknown or may have moved."""
+
+    def reach(self, start: int, end: int) -> PageRange:
+        """[start, end), widened by what `fetch` of it may allocate besides."""
 
     def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         """Allocate the holes of [start, end), inside the file, and find its frames.

@@ -12,8 +12,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from inaccfs.errnos import EHWPOISON
-from inaccfs.semantics import refused
+from inaccfs.errnos import EHWPOISON, os_error
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -22,14 +21,21 @@ if TYPE_CHECKING:
     from inaccfs.shim.filestate import FileState
 
 
-async def freeze(file: FileState, holder: Hashable) -> None:
+async def freeze(file: FileState, holder: Hashable, who: int = 0) -> None:
     """Freeze a file for *holder*, and wait for the calls that run already.
+
+    *who* is the peer's number, for traces.
 
     Raises:
         OSError: EOPNOTSUPP in semantics without; EINVAL for a file without a size;
             EBUSY, *holder* has frozen it; EPERM, another has; EHWPOISON, a page is
             poisoned, and the file is not frozen then.
     """
+    with file.trace.command("freeze", 0, file.count, who):
+        await _freeze(file, holder)
+
+
+async def _freeze(file: FileState, holder: Hashable) -> None:
     _check_rule(file)
     if file.frozen_by is not None:
         if file.frozen_by is holder:
@@ -44,24 +50,25 @@ async def freeze(file: FileState, holder: Hashable) -> None:
     except BaseException:
         release(file, holder)
         raise
-    if file.pages.poisoned_count:
+    if file.pages.poisoned:
         release(file, holder)
         raise OSError(EHWPOISON, "a page is poisoned: punch it first")
 
 
-def unfreeze(file: FileState, holder: Hashable) -> None:
+def unfreeze(file: FileState, holder: Hashable, who: int = 0) -> None:
     """Undo `freeze`.
 
     Raises:
         OSError: EOPNOTSUPP in semantics without; EINVAL, it is not frozen; EPERM,
             another has frozen it.
     """
-    _check_rule(file)
-    if file.frozen_by is None:
-        raise OSError(errno.EINVAL, "it is not frozen")
-    if file.frozen_by is not holder:
-        raise OSError(errno.EPERM, "another peer has frozen it")
-    release(file, holder)
+    with file.trace.command("unfreeze", 0, file.count, who):
+        _check_rule(file)
+        if file.frozen_by is None:
+            raise OSError(errno.EINVAL, "it is not frozen")
+        if file.frozen_by is not holder:
+            raise OSError(errno.EPERM, "another peer has frozen it")
+        release(file, holder)
 
 
 def release(file: FileState, holder: Hashable) -> None:
@@ -71,7 +78,7 @@ def release(file: FileState, holder: Hashable) -> None:
 
 
 def _check_rule(file: FileState) -> None:
-    if file.superblock.semantics.frozen == "unknown":
+    if not file.superblock.semantics.has_freeze:
         raise OSError(
             errno.EOPNOTSUPP, "no file is frozen in these semantics (query-semantics)"
         )
@@ -90,4 +97,4 @@ def _refuse(check: Check | None, *arguments: int) -> None:
     """`Semantics.check_fallocate` of a frozen file."""
     if check is not None:
         check(*arguments)
-    raise refused(errno.EPERM)
+    raise os_error(errno.EPERM)

@@ -10,9 +10,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from inaccfs.errnos import EHWPOISON
-from inaccfs.errors import BusError
-from inaccfs.semantics import refused
+from inaccfs.errnos import EHWPOISON, os_error
+from inaccfs.errors import BusError, PageError
 from inaccfs.shim import content
 from inaccfs.shim.conversions import check_range
 from inaccfs.shim.frames import Fetched, allocate
@@ -52,7 +51,7 @@ async def fault(file: FileState, start: int, end: int) -> None:
             is private or past the end, EHWPOISON for a poisoned one, EPERM for a hole
             of a frozen file, or the errno of the allocation.
     """
-    if file.superblock.semantics.mmap == "refused":
+    if not file.superblock.semantics.mappable:
         raise OSError(errno.ENODEV, "files cannot be mapped in these semantics")
     superblock = file.superblock
     low, high = superblock.around(start, end)
@@ -87,7 +86,7 @@ def _check_shared(file: FileState, start: int, end: int) -> None:
     page = file.attributes.first(start, end, private=True)
     if page is not None:
         raise BusError(errno.EFAULT, f"SIGBUS: page {page} is private", page)
-    bad = file.pages.poisoned_in(start, end)
+    bad = file.pages.poisoned.first(start, end)
     if bad is not None:
         raise BusError(EHWPOISON, f"SIGBUS: page {bad} is poisoned", bad)
 
@@ -106,7 +105,7 @@ async def settle(file: FileState) -> None:
 
 def fill(file: FileState, start: int, end: int) -> None:
     """Fill the holes of some pages. Raises `OSError`, EPERM if the file is frozen."""
-    if file.frozen_by is None:
+    if not file.is_frozen:
         # Memory comes in whole granules.
         superblock = file.superblock
         low, high = superblock.around(start, end)
@@ -132,10 +131,24 @@ async def pin(
     does.
 
     Raises:
-        OSError: what `fault` raises, with EFAULT as get_user_pages() has it.
+        OSError: ENODEV, the file cannot be mapped; ENOMEM; `PageError`, EFAULT, for
+            whatever else `fault` raises `BusError` for. See vm_fault_to_errno() in
+            include/linux/mm.h, without FOLL_HWPOISON.
     """
-    await fault(file, start, end)
-    return await file.pages.get(pinner, start, end, most)
+    try:
+        await fault(file, start, end)
+        return await file.pages.get(pinner, start, end, most)
+    except OSError as exc:
+        # `get` raises the last three if the page has changed since the fault.
+        if isinstance(exc, BusError) or exc.errno in (
+            EHWPOISON,
+            errno.EPERM,
+            errno.ENOSPC,
+        ):
+            number = errno.ENOMEM if exc.errno == errno.ENOMEM else errno.EFAULT
+            page = exc.offset if isinstance(exc, PageError) else start
+            raise PageError(number, str(exc.strerror), page) from exc
+        raise
 
 
 async def write(file: FileState, offset: int, data: bytes) -> None:
@@ -146,16 +159,16 @@ async def write(file: FileState, offset: int, data: bytes) -> None:
             unless the range is of whole pages inside the file; EPERM for a hole of a
             frozen file; ENOSPC.
     """
-    if file.superblock.semantics.population != "write":
-        raise refused(errno.ENODEV)
+    if not file.superblock.semantics.takes_writes:
+        raise os_error(errno.ENODEV)
     end = offset + len(data)
     if (offset | len(data)) & (file.page_size - 1):
-        raise refused(errno.EINVAL)
+        raise os_error(errno.EINVAL)
     start, stop = offset // file.page_size, end // file.page_size
     await settle(file)
     check_range(file, start, stop)
     # The flag is granted to files that begin as shared.
     if file.attributes.first(start, stop, private=True) is not None:
-        raise refused(errno.ENODEV)
+        raise os_error(errno.ENODEV)
     fill(file, start, stop)
     content.write(file, offset, data)

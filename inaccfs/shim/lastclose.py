@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from inaccfs.shim.call import Kind, Part
+from inaccfs.shim.call import Kind, PageRange, Part
 from inaccfs.shim.moved import tell
 
 if TYPE_CHECKING:
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def abandoned(file: InaccessibleFile) -> None:
-    """Send the events of a punch of all pages, which stay. Never raises an Exception.
+async def send_events(file: InaccessibleFile, count: int) -> None:
+    """Send the events of a punch of all *count* pages, which stay.
 
-    The pages were marked before (`Pages.abandoned`), so that none is fetched again.
+    Never raises an Exception. The pages were marked before (`Pages.abandoned`), so that
+    none is fetched again. Do not use the fd of *file*: the last weak open may have been
+    closed before this task runs.
     """
     try:
-        nothing = (0, 0)
-        steps = file.pages.steps(Part((0, file.count), nothing), Kind.PUNCH)
+        steps = file.pages.steps(Part(PageRange(0, count), PageRange(0, 0)), Kind.PUNCH)
         await tell(file.superblock, file.notifiers, steps)
     except Exception:
         log.exception("bug in telling that a file was closed")

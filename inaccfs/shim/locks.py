@@ -10,6 +10,7 @@ import errno
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.loop import TRIO
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class PageLocks:
         self._ack_seconds: Final = ack_seconds
         # Ranges that a task is about to lock, or has locked for a punch. Each has its
         # own key; the order is that of the claims.
-        self._claims: Final[dict[object, tuple[int, int]]] = {}
+        self._claims: Final[dict[object, PageRange]] = {}
         self._loop: Final = loop
         self._waiting: Final = loop.parking_lot()
 
@@ -69,8 +70,8 @@ class PageLocks:
         Evicts holders that do not put their references in time.
         """
         with self._claim(start, end) as claim:
-            # Earlier claims come first, and some leave pages locked. The time limit
-            # begins after these claims; nobody locks claimed pages any more.
+            # Each earlier claim has its own time limit. After them no new lock can
+            # appear, as `check` refuses claimed pages.
             while self._is_claimed(start, end, claim):
                 await self._waiting.park()
 
@@ -87,7 +88,7 @@ class PageLocks:
     @contextmanager
     def _claim(self, start: int, end: int) -> Iterator[object]:
         claim = object()
-        self._claims[claim] = start, end
+        self._claims[claim] = PageRange(start, end)
         try:
             yield claim
         finally:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from inaccfs.shim.frames import Extent, Frames, FrameSource, Punched
+    from inaccfs.shim.references import FrameRun
     from inaccfs.shim.trace import FileTrace
 
 
@@ -148,17 +149,17 @@ class Memory:
                 return
             yield self.references.first_of(extents, holders)
 
-    def record(self, punched: Punched) -> None:
+    def record(self, punched: Punched, who: int = 0) -> None:
         """Record pages that were removed or moved; their references outlive them.
 
-        Call it in the loop, after `frames.punch`, and after a `frames.fetch` that found
-        moved pages.
+        *who* is the peer that has moved them, 0 for the kernel. Call it in the loop,
+        after `frames.punch`, and after a `frames.fetch` that found moved pages.
         """
         if punched.moved:
             self._trace.counters.pages_moved += sum(one.count for one in punched.moved)
             if self._trace.listeners:
                 for offset, _, count, _ in punched.moved:
-                    self._trace.tell_pages("move", offset, offset + count)
+                    self._trace.tell_pages("move", offset, offset + count, who)
         self._free(self.references.punched([*punched.removed, *punched.moved]))
         self._changed()
 
@@ -178,9 +179,7 @@ class Memory:
             OSError: EINVAL if it lacks one to any of them; then nothing is put.
         """
         self._free(self.references.put(holder, pfn, count))
-        self._trace.counters.pages_put += count
-        if self._trace.listeners:
-            self._tell_put(holder, pfn, count)
+        self._tell_put(holder, pfn, count)
 
     def put_all(
         self, holder: Holder, extents: Sequence[tuple[int, int]]
@@ -190,17 +189,17 @@ class Memory:
         Raises:
             OSError: EINVAL if it lacks any of them; then nothing is put.
         """
-        for freed in self.references.put_all(holder, extents):
-            self._free(freed)
+        for put in self.references.put_all(holder, extents):
+            if put is not None:
+                self._free(put.freed)
+                self._tell_put(holder, *put.run)
             yield
-        self._trace.counters.pages_put += sum(count for _, count in extents)
-        if self._trace.listeners:
-            for pfn, count in extents:
-                self._tell_put(holder, pfn, count)
 
     def _tell_put(self, holder: Holder, pfn: int, count: int) -> None:
-        end = pfn + count * self._per_page
-        self._trace.tell("put", pfn * FRAME_BYTES, end * FRAME_BYTES, holder.who)
+        self._trace.counters.pages_put += count
+        if self._trace.listeners:
+            end = pfn + count * self._per_page
+            self._trace.tell("put", pfn * FRAME_BYTES, end * FRAME_BYTES, holder.who)
 
     def drop(self, holder: Holder) -> Iterator[None]:
         """Drop all references of *holder*, in steps. Exhaust the iterator."""
@@ -209,15 +208,18 @@ class Memory:
             self._put()
         return map(self._free, dropped)
 
-    def _free(self, frames: list[tuple[int, int]]) -> None:
+    def _free(self, frames: list[FrameRun]) -> None:
         if self._put is not None:
             self._put()
         for pfn, count in frames:
             self.frames.free(pfn, count)
 
-    def poison(self, page: int) -> None:
-        """An allocated page's memory has failed: its frame is not used again."""
+    def poison(self, page: int, who: int = 0) -> None:
+        """An allocated page's memory has failed: its frame is not used again.
+
+        *who* is the peer that reports it, for traces.
+        """
         self._trace.counters.pages_poisoned += 1
         if self._trace.listeners:
-            self._trace.tell_pages("poison", page, page + 1)
+            self._trace.tell_pages("poison", page, page + 1, who)
         self.frames.poison(page)

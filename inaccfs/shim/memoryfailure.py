@@ -3,86 +3,64 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING
 
 from inaccfs.semantics.rules import MEMORY_ERROR
+from inaccfs.shim.call import Kind
 from inaccfs.shim.fetch import check_memory
 from inaccfs.shim.moved import tell
 from inaccfs.shim.notifiers import Notice
 from inaccfs.shim.order import in_order
-from inaccfs.shim.poison import POISON_PLAN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from inaccfs.semantics.attributes import Kinds
+    from inaccfs.shim.filestate import FileState
     from inaccfs.shim.memory import Memory
-    from inaccfs.shim.moved import Moved
-    from inaccfs.shim.notifiers import Notifiers
     from inaccfs.shim.order import Steps
-    from inaccfs.shim.poison import Poisoned
-    from inaccfs.shim.superblock import Superblock
-    from inaccfs.shim.turn import Turn
 
 
-class MemoryFailures:
-    """What `Pages.poison` does, for one file."""
+async def report(file: FileState, page: int, who: int = 0) -> None:
+    """Report that a page is poisoned. Until it is punched, get-pfn refuses it.
 
-    __slots__ = (
-        *("_kinds", "_memory_of", "_moved", "_notifiers"),
-        *("_poisoned", "_superblock", "_turn"),
-    )
+    *who* is the peer that reports it, for traces.
 
-    def __init__(
-        self,
-        superblock: Superblock,
-        turn: Turn,
-        notifiers: Notifiers,
-        moved: Moved,
-        poisoned: Poisoned,
-        memory_of: Callable[[int, int], Memory],
-        kinds: Callable[[int, int], Kinds | None],
-    ) -> None:
-        """*memory_of* is the file's memory, or raises `OSError` past its end."""
-        self._superblock: Final = superblock
-        self._turn: Final = turn
-        self._notifiers: Final = notifiers
-        self._moved: Final = moved
-        self._poisoned: Final = poisoned
-        self._memory_of: Final = memory_of
-        self._kinds: Final = kinds
+    Raises:
+        OSError: EOPNOTSUPP in semantics without memory failures; EINVAL past the end;
+            ENXIO for a hole; EHWPOISON if it is already poisoned, and then no event is
+            sent.
+    """
+    superblock = file.superblock
+    rules = superblock.semantics
+    if not rules.has_memory_failure:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "these semantics have no error callback (query-semantics)",
+        )
+    memory = await _memory_there(file, page)
+    file.pages.poisoned.add(page)
+    memory.poison(page, who)
+    if rules.memory_failure == "error":
+        await file.notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
+    else:
+        await tell(superblock, file.notifiers, _steps(file, page))
 
-    async def report(self, page: int) -> None:
-        """See `Pages.poison`."""
-        rule = self._superblock.semantics.memory_failure
-        if rule == "unknown":
-            raise OSError(
-                errno.EOPNOTSUPP,
-                "these semantics have no error callback (query-semantics)",
-            )
-        memory = await self._memory_there(page)
-        self._poisoned.add(page)
-        memory.poison(page)
-        if rule == "error":
-            await self._notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
-        else:
-            await tell(self._superblock, self._notifiers, self._steps(page))
 
-    async def _memory_there(self, page: int) -> Memory:
-        """The file's memory. Raises `OSError` if *page* has none and gets none."""
-        while self._turn.taken and page not in self._turn.fetches:
-            # A long operation may be about to remove or to allocate the page.
-            await self._turn.wait()
-        memory = self._memory_of(page, page + 1)
-        if (
-            page not in self._turn.fetches
-            and memory.frames.known(page, page + 1) is None
-        ):
-            fd = memory.frames.fd
-            await check_memory(self._superblock, self._turn, fd, page)
-        return memory
+async def _memory_there(file: FileState, page: int) -> Memory:
+    """The file's memory. Raises `OSError` if *page* has none and gets none."""
+    turn = file.turn
+    while turn.taken and page not in turn.fetches:
+        # A long operation may be about to remove or to allocate the page.
+        await turn.wait()
+    memory = file.pages.memory_of(page, page + 1)
+    if page not in turn.fetches and memory.frames.known(page, page + 1) is None:
+        await check_memory(file.superblock, turn, memory.frames.fd, page)
+    return memory
 
-    def _steps(self, page: int) -> Steps:
-        yield from in_order(POISON_PLAN, page, page + 1, kinds=self._kinds)
-        yield from self._moved.steps()
-        return None
+
+def _steps(file: FileState, page: int) -> Steps:
+    """The events of a punch, though the page stays."""
+    plan = file.superblock.plans[Kind.PUNCH]
+    kinds = partial(file.superblock.kinds, file.attributes)
+    yield from in_order(plan, page, page + 1, kinds=kinds)
+    yield from file.pages.moved.steps()
+    return None

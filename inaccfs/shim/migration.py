@@ -17,10 +17,13 @@ from inaccfs.shim.order import Changed, drive, in_order
 
 if TYPE_CHECKING:
     from inaccfs.shim.filestate import FileState
+    from inaccfs.shim.order import Steps
 
 
-async def migrate(file: FileState, start: int, end: int) -> None:
+async def migrate(file: FileState, start: int, end: int, who: int = 0) -> None:
     """Move the fetched ones of these pages to other frames, within a bracket.
+
+    *who* is the peer that asks for it, for traces.
 
     Raises:
         OSError: EOPNOTSUPP in semantics without, for a private page, and where frames
@@ -29,8 +32,14 @@ async def migrate(file: FileState, start: int, end: int) -> None:
             locked; `PinnedError`, EAGAIN after the start, if a page has references;
             ENOMEM.
     """
+    with file.trace.command("migrate", start, end, who) as traced:
+        _check(file, start, end)
+        await _migrate(file, start, end, who, traced.began)
+
+
+def _check(file: FileState, start: int, end: int) -> None:
     superblock = file.superblock
-    if superblock.semantics.migration == "never":
+    if not superblock.semantics.has_migrate:
         raise OSError(errno.EOPNOTSUPP, "pages do not migrate in these semantics")
     check_range(file, start, end)
     file.check_frozen()
@@ -41,19 +50,31 @@ async def migrate(file: FileState, start: int, end: int) -> None:
     if file.notifiers.running or file.turn.taken:
         raise OSError(errno.EAGAIN, "the file is locked: try again")
 
+
+async def _migrate(file: FileState, start: int, end: int, who: int, cause: int) -> None:
+    superblock = file.superblock
+
     async def change() -> Changed:
         await file.turn.wait()
         memory = file.pages.memory
-        page = await file.pages.find_reference(start, end)
+        # Do not await from here on: get-pfn may take references at any time.
+        page = file.pages.first_referenced(start, end)
         if page is not None:
             raise PinnedError(errno.EAGAIN, f"page {page} has references", page)
         if memory is not None:
-            memory.record(Punched([], memory.frames.move(start, end)))
+            memory.record(Punched([], memory.frames.move(start, end)), who)
         return Changed()
 
-    kinds = partial(superblock.kinds, file.attributes)
-    steps = in_order(superblock.plans[Kind.PUNCH], start, end, kinds=kinds)
+    def steps() -> Steps:
+        plan = superblock.plans[Kind.PUNCH]
+        kinds = partial(superblock.kinds, file.attributes)
+        refusal = yield from in_order(plan, start, end, kinds=kinds)
+        yield from file.pages.moved.steps()
+        return refusal
+
     with superblock.loop.shield():
-        refusal = await drive(steps, file.notifiers, change, whole_call=True)
+        refusal = await drive(
+            steps(), file.notifiers, change, whole_call=True, cause=cause
+        )
     if refusal is not None:
         raise refusal

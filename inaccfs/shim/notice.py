@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from inaccfs.semantics.rules import INVALIDATIONS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from inaccfs.semantics.attributes import Kinds
+    from inaccfs.shim.call import PageRange
     from inaccfs.shim.frames import Extent
 
 
@@ -21,8 +24,13 @@ class Notice(NamedTuple):
     frames: Sequence[Extent] | None = None
     # Which kinds of pages are concerned, if the rules have events carry that.
     kinds: Kinds | None = None
-    # The start and end of the pages to zap, if these are fewer than the event's.
-    zaps: tuple[int, int] | None = None
+    # The pages to zap, if these are fewer than the event's.
+    zaps: PageRange | None = None
+
+    @property
+    def invalidates(self) -> bool:
+        """Whether it is of an invalidation, and not of populated or poisoned pages."""
+        return self.event in INVALIDATIONS
 
 
 class Notifier(Protocol):

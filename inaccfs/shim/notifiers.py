@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.shim.bindings import Bindings
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.loop import TRIO
 from inaccfs.shim.notice import Notice as Notice
 from inaccfs.shim.notice import Notifier as Notifier
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.trace import FileTrace, What
 
 
-AT_ONCE: Final = 128
+INLINE_NOTIFIERS: Final = 128
 """How many notifiers an event is sent to in one go: it takes some 2 ms of the loop."""
 
 
@@ -64,11 +65,10 @@ class Notifiers:
         self._overlap_errno: Final = overlap_errno
         # In order of registration, each with its range; None for the whole file. It
         # changes only under _lock, except that drop() may remove one at any time.
-        self._registered: dict[Notifier, tuple[int, int] | None] = {}
-        # The same by page. None until one is bound: few files ever have one.
+        self._registered: dict[Notifier, PageRange | None] = {}
+        # The same by page. None until one is bound. In no semantics has a file both
+        # kinds of notifiers.
         self._bindings: Bindings[Notifier] | None = None
-        # How many notifiers are not bound. They get every event.
-        self._unbound = 0
         # Locked while events are sent and answered, and while the list changes, so that
         # each event is waited for from the same notifiers that got it. The outermost
         # lock: its holder waits for peers, so do not take it while holding anything
@@ -94,6 +94,9 @@ class Notifiers:
     def __len__(self) -> int:
         return len(self._registered)
 
+    def __contains__(self, notifier: Notifier) -> bool:
+        return notifier in self._registered
+
     def __iter__(self) -> Iterator[Notifier]:
         return iter(self._registered)
 
@@ -105,19 +108,15 @@ class Notifiers:
         """
         return self._sequence if notifier in self._awaited else None
 
-    def bound(self, notifier: Notifier) -> tuple[int, int] | None:
-        """The pages that *notifier* is bound to; None if it is the whole file."""
-        return self._registered.get(notifier)
-
     @property
-    def invalidating(self) -> tuple[int, int] | None:
+    def invalidating(self) -> PageRange | None:
         """The pages of the invalidation in progress; None if there is none.
 
         It lasts from its first event to the last answer; if the list is locked for the
         whole call, it lasts from the start to the end of the bracket.
         """
-        event, start, end = self._notice[:3]
-        return (start, end) if event.startswith("INVALIDATE") else None
+        notice = self._notice
+        return PageRange(notice.start, notice.end) if notice.invalidates else None
 
     def cover(self, start: int, end: int) -> bool:
         """Whether notifiers are bound to each page from *start* to *end*."""
@@ -127,7 +126,7 @@ class Notifiers:
 
     def first(self, start: int, end: int) -> int | None:
         """The first page from *start* to *end* of which a notifier gets events."""
-        if self._bindings is None or self._unbound:
+        if self._bindings is None:
             return start if self._registered else None
         return self._bindings.first(start, end)
 
@@ -135,7 +134,6 @@ class Notifiers:
         """inaccessible_register_notifier(); waits while an invalidation runs."""
         async with self._lock:
             self._registered[notifier] = None
-            self._unbound += 1
             self._changed()
 
     async def bind(
@@ -151,7 +149,7 @@ class Notifiers:
             if self._bindings is None:
                 self._bindings = Bindings(self._overlap_errno)
             self._bindings.add(notifier, start, end, exclusive=exclusive)
-            self._registered[notifier] = start, end
+            self._registered[notifier] = PageRange(start, end)
             self._changed()
 
     async def unregister(self, notifier: Notifier) -> None:
@@ -173,9 +171,7 @@ class Notifiers:
         self._leaving.discard(notifier)
         if notifier in self._registered:
             bound = self._registered.pop(notifier)
-            if bound is None:
-                self._unbound -= 1
-            elif self._bindings is not None:
+            if bound is not None and self._bindings is not None:
                 self._bindings.remove(notifier, *bound)
         self._changed()
         if notifier in self._awaited:
@@ -248,9 +244,9 @@ class Notifiers:
     ) -> int | None:
         """Send an event; call *then* when each that got it has answered or was removed.
 
-        The list must be locked, and not longer than `AT_ONCE`. Returns the event's
-        sequence, for `give_up`; None if no notifier gets it, and *then* is not called.
-        *cause* is for traces.
+        The list must be locked, and not longer than `INLINE_NOTIFIERS`. Returns the
+        event's sequence, for `give_up`; None if no notifier gets it, and *then* is not
+        called. *cause* is for traces.
         """
         if not (targets := self._concerned(notice.start, notice.end)):
             return None
@@ -263,7 +259,6 @@ class Notifiers:
     def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
         """Expect answers of *targets*; returns the sequence of the event."""
         self._trace.counters.invalidations += 1
-        self._trace.counters.events += len(targets)
         self._then = then
         self._awaited = dict.fromkeys(targets, 0)
         self._sequence += 1
@@ -277,13 +272,21 @@ class Notifiers:
                 return
             # Without listeners, any number except 0.
             self._awaited[notifier] = self._trace.now() or 1
+        self._trace.counters.events += 1
         if self._trace.listeners:
             # Trace it before it is sent: it may be answered at once.
             event, start, end = notice[:3]
             cause = 0 if sequence is None else self._cause
             self._trace.tell_event(
-                *("event", start, end, notifier.who, event),
-                *(sequence or 0, notifier.number, 0, cause),
+                "event",
+                start,
+                end,
+                notifier.who,
+                event,
+                sequence or 0,
+                notifier.number,
+                0,
+                cause,
             )
         if self._adapts:
             notice = self._adapted(notifier, notice)
@@ -294,8 +297,15 @@ class Notifiers:
         event, start, end = self._notice[:3]
         sent = self._awaited[notifier]
         self._trace.tell_event(
-            *(what, start, end, notifier.who, event),
-            *(self._sequence, notifier.number, sent if sent > 1 else 0, self._cause),
+            what,
+            start,
+            end,
+            notifier.who,
+            event,
+            self._sequence,
+            notifier.number,
+            sent if sent > 1 else 0,
+            self._cause,
         )
 
     async def tell(self, notice: Notice, cause: int = 0) -> None:
@@ -337,10 +347,8 @@ class Notifiers:
 
     async def announce(self, notice: Notice) -> None:
         """Send an event that needs no answer."""
-        targets = self._concerned(notice.start, notice.end)
-        self._trace.counters.events += len(targets)
         slices = Slices(self._loop)
-        for notifier in targets:
+        for notifier in self._concerned(notice.start, notice.end):
             if notifier in self._registered and notifier not in self._leaving:
                 self._send(notifier, notice, None)
             await slices.give()
@@ -348,21 +356,12 @@ class Notifiers:
     def _concerned(self, start: int, end: int) -> list[Notifier]:
         """The notifiers that get an event of pages from *start* to *end*.
 
-        In order of registration; or if all are bound, in order of their pages, as
+        In order of registration; or if they are bound, in order of their pages, as
         restrictedmem_bind() has them in an xarray.
         """
-        found: Iterable[Notifier]
-        if self._bindings is None or self._unbound == len(self._registered):
-            found = self._registered
-        else:
-            bound = self._bindings.bound_to(start, end)
-            found = bound
-            if self._unbound:
-                found = [
-                    one
-                    for one, place in self._registered.items()
-                    if place is None or one in bound
-                ]
+        found: Iterable[Notifier] = self._registered
+        if self._bindings is not None:
+            found = self._bindings.bound_to(start, end)
         if not self._leaving:
             return list(found)
         return [one for one in found if one not in self._leaving]
@@ -374,11 +373,9 @@ class Notifiers:
         zaps = None if notice.zaps is None else self._shown(*notice.zaps, bound)
         return notice._replace(start=start, end=end, zaps=zaps)
 
-    def _shown(
-        self, start: int, end: int, bound: tuple[int, int] | None
-    ) -> tuple[int, int]:
+    def _shown(self, start: int, end: int, bound: PageRange | None) -> PageRange:
         """The part of a range that is in *bound*, in units of events; may be empty."""
         if bound is not None:
-            start = min(max(start, bound[0]), bound[1])
-            end = max(start, min(end, bound[1]))
-        return start * self._unit, end * self._unit
+            start = min(max(start, bound.start), bound.end)
+            end = max(start, min(end, bound.end))
+        return PageRange(start * self._unit, end * self._unit)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from inaccfs.semantics import Plan
     from inaccfs.semantics.attributes import Kinds
+    from inaccfs.shim.call import PageRange
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notifiers
 
@@ -52,7 +53,7 @@ def in_order(
     check: Callable[[], None] | None = None,
     settle: Callable[[Changed], None] | None = None,
     kinds: Callable[[int, int], Kinds | None] = lambda start, end: None,
-    zaps: tuple[int, int] | None = None,
+    zaps: PageRange | None = None,
     change_last: bool = False,
 ) -> Steps:
     """The steps of one operation on pages from *start* to *end*.
@@ -62,10 +63,10 @@ def in_order(
     file is changed, so the driver must lock the notifier list for the whole call.
 
     *frames* finds the frames that are about to go, where events report them; *kinds*
-    finds the kinds of these pages, where events carry them. *zaps* is the start and end
-    of the pages to zap, if these are fewer.
+    finds the kinds of these pages, where events carry them. *zaps* are the pages to
+    zap, if these are fewer.
     *settle* is called with the result as soon as the file has been changed. With
-    *change_last* that is done after the last event, which is sent in any case.
+    *change_last* the file changes after the last event, whatever the result.
     """
     if check is not None:
         try:
@@ -104,18 +105,14 @@ async def drive(
     *,
     whole_call: bool,
     cause: int = 0,
-    begin: Callable[[], Awaitable[None]] | None = None,
 ) -> Exception | None:
     """Take all steps in this task; returns the error of the change, if any.
 
-    The notifier list is locked for the *whole_call*, or for each event by itself. With
-    the *whole_call*, *begin* is awaited first, under the lock.
+    The notifier list is locked for the *whole_call*, or for each event by itself.
     *cause* is for traces, see `inaccfs.shim.trace.Happened`.
     """
     if whole_call:
         async with notifiers.fixed():
-            if begin is not None:
-                await begin()
             return await drive_locked(steps, notifiers, change, cause=cause)
 
     async def tell_in_turn(make: Callable[[], Notice]) -> None:

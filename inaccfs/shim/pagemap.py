@@ -16,6 +16,7 @@ from inaccfs import mmcalls
 from inaccfs.errnos import os_error
 from inaccfs.shim import pins
 from inaccfs.shim.buffers import WINDOW_BYTES, Buffers, spans
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import (
     Extent,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.pins import Pins
 
 # For up to this many pages, fallocate(2) costs less than checking whether it is needed.
-_FEW: Final = 16
+_UNCHECKED_PAGES: Final = 16
 
 # How often to look up a page that is being migrated. That takes microseconds.
 _TRIES: Final = 1000
@@ -170,6 +171,11 @@ class PagemapFrames:
             "real frames do not move on demand: mount with --pfn-source simulated",
         )
 
+    def reach(self, start: int, end: int) -> PageRange:
+        # The kernel may allocate a huge folio for a page. It never kills a process for
+        # that: mem_cgroup_oom() of mm/memcontrol.c skips orders above 3.
+        return PageRange(start, end)
+
     def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         moved: list[Extent] = []
         pieces = self._buffers.pieces(start, end)
@@ -180,7 +186,7 @@ class PagemapFrames:
 
     def _allocate(self, start: int, end: int) -> None:
         """Fill the holes of the file in [start, end); on an error none is filled."""
-        if end - start > _FEW and self._per_page == 1:
+        if end - start > _UNCHECKED_PAGES and self._per_page == 1:
             with suppress(OSError):
                 if not self._holes(start, end):
                     return

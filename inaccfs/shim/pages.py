@@ -1,4 +1,4 @@
-"""The pages of one file: get-pfn, put-pfn, punches and poison."""
+"""The pages of one file: get-pfn, put-pfn and punches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.shim.fetch import (
     INLINE_FETCH_BYTES,
+    allocated_with,
     check_end,
     fetch,
     fetch_now,
@@ -16,7 +17,6 @@ from inaccfs.shim.fetchedpages import FetchedPages
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import Extent, Fetched, Punched, in_pieces
 from inaccfs.shim.memory import Memory, Pinner
-from inaccfs.shim.memoryfailure import MemoryFailures
 from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
@@ -43,7 +43,7 @@ class Pages(FetchedPages):
     __slots__ = (
         "_changed",
         "_fd",
-        "_frozen",
+        "_is_frozen",
         "_trace",
         "abandoned",
     )
@@ -57,35 +57,29 @@ class Pages(FetchedPages):
         notifiers: Notifiers,
         attributes: Attributes,
         changed: Callable[[], None],
+        is_frozen: Callable[[], bool],
     ) -> None:
-        """*changed* is called after each change of `nothing_fetched`."""
+        """*changed* is called after each change of `nothing_fetched`.
+
+        *is_frozen* returns whether no hole may be filled: see `inaccfs.shim.freezing`.
+        """
         super().__init__(superblock, turn, notifiers, attributes, changed)
         self._fd = fd
         self._trace: Final = trace
         self._changed: Final = changed
-        # Whether the file is frozen, so that no hole may be filled: see
-        # `inaccfs.shim.freezing`.
-        self._frozen = False
+        self._is_frozen: Final = is_frozen
         # Whether all users have closed the file. Then get-pfn fails.
         self.abandoned = False
-
-    def poisoned(self, start: int, end: int) -> list[int]:
-        """The poisoned pages from *start* to *end*, in order."""
-        return self._poisoned.within(start, end)
 
     @property
     def _guarded(self) -> bool:
         """Whether get-pfn may be refused for some pages."""
-        return self._superblock.guards_pages or bool(self._poisoned)
+        return self._superblock.guards_pages or bool(self.poisoned)
 
     def check_open(self) -> None:
         """Raise `OSError`, EFAULT, if all users have closed the file."""
         if self.abandoned:
             raise OSError(errno.EFAULT, "the file has been closed by all its users")
-
-    def set_frozen(self, *, frozen: bool) -> None:
-        """Set whether the file is frozen, so that no hole may be filled."""
-        self._frozen = frozen
 
     def reopened(self, fd: int) -> None:
         """Use another fd of the same backing file from now on."""
@@ -101,7 +95,7 @@ class Pages(FetchedPages):
         """inaccessible_get_pfn() of v8 for pages from *start* to *end*.
 
         It allocates, as SGP_WRITE does. Returns the first *most* extents of the pages,
-        and pages that have moved, which the caller passes to `tell_moved`. *holder*
+        and pages that have moved, which the caller passes to `moved.tell`. *holder*
         gets a reference to each page that is returned.
 
         Raises:
@@ -123,12 +117,14 @@ class Pages(FetchedPages):
         self, holder: Holder, start: int, end: int, most: int | None
     ) -> Fetched:
         """As `get`, in a turn of the file and in a thread. `get_now` has checked."""
-        memory = self._memory_of(start, end)
+        memory = self.memory_of(start, end)
         locks = self._locks
         claim = nullcontext() if locks is None else locks.claimed(start, end)
         with self._turn.take(fetches=range(start, end)), claim:
-            found = fetch(self._superblock, memory, start, end, frozen=self._frozen)
-            extents, moved = await found
+            frozen = self._is_frozen()
+            extents, moved = await fetch(
+                self._superblock, memory, start, end, frozen=frozen
+            )
             memory.record(Punched([], moved))
             # Other tasks may have unbound or poisoned pages meanwhile.
             if (refusal := self._refusal(holder, start, end)) is None:
@@ -142,7 +138,7 @@ class Pages(FetchedPages):
                         memory.get(holder, [piece])
                         await slices.give()
         if refusal is not None:
-            await self.tell_moved(moved)
+            await self.moved.tell(moved)
             raise refusal
         return Fetched(extents, moved)
 
@@ -164,20 +160,19 @@ class Pages(FetchedPages):
             known = self.memory.frames.known(start, end)
             if known is not None:
                 return Fetched(self._got(self.memory, holder, known, most), [])
-        length = (end - start) * self._page_size
-        if (
-            self._turn.taken
-            or length > INLINE_FETCH_BYTES
-            or not self._superblock.headroom.allows(length)
-        ):
+        superblock = self._superblock
+        if self._turn.taken or (end - start) * self._page_size > INLINE_FETCH_BYTES:
             return None
-        memory = self._memory_of(start, end)
+        memory = self.memory_of(start, end)
+        low, high = allocated_with(superblock, memory.frames, start, end)
+        if not superblock.headroom.allows((high - low) * self._page_size):
+            return None
         try:
             extents, moved = fetch_now(
-                self._superblock, memory, start, end, frozen=self._frozen
+                superblock, memory, start, end, frozen=self._is_frozen()
             )
         except OSError as exc:
-            if exc.errno == errno.ENOSPC and self._superblock.frees is not None:
+            if exc.errno == errno.ENOSPC and superblock.frees is not None:
                 return None
             raise
         # Do this in this order, and before another task runs, which may punch the pages
@@ -198,7 +193,7 @@ class Pages(FetchedPages):
     def _cut(self, extents: list[Extent]) -> list[Extent]:
         """*extents*, cut at poisoned pages and where attributes differ, for a peer."""
         superblock = self._superblock
-        extents = self._poisoned.split(extents)
+        extents = self.poisoned.split(extents)
         if not superblock.converts and superblock.granule_pages == 1:
             return extents
         per_page = self._page_size // FRAME_BYTES
@@ -213,7 +208,7 @@ class Pages(FetchedPages):
         """The error of get-pfn for these pages; None if it may proceed."""
         rules = self._superblock.semantics
         if (
-            rules.scope == "range"
+            rules.by_range
             # A user's mapping needs no binding.
             and not isinstance(holder, Pinner)
             and not self._notifiers.cover(start, end)
@@ -222,9 +217,9 @@ class Pages(FetchedPages):
                 rules.unbound_errno,
                 f"nobody is bound to all of the pages {start} to {end}: bind first",
             )
-        return self._poisoned.refusal(start, end)
+        return self.poisoned.refusal(start, end)
 
-    def _memory_of(self, start: int, end: int) -> Memory:
+    def memory_of(self, start: int, end: int) -> Memory:
         """The memory of the file, if it has the pages from *start* to *end*."""
         check_end(self._fd, self._page_size, start, end)
         if self.memory is None:
@@ -272,27 +267,3 @@ class Pages(FetchedPages):
         if self.memory is None:
             raise OSError(errno.EINVAL, "nothing of this file has been fetched")
         return self.memory
-
-    # --- poison --------------------------------------------------------------------
-
-    async def poison(self, page: int) -> None:
-        """Report that a page is poisoned. Until it is punched, get-pfn refuses it.
-
-        restrictedmem_error_page() of v10, kvm_gmem_error_folio() of guest_memfd.
-
-        Raises:
-            OSError: EOPNOTSUPP in semantics without memory failures; EINVAL past the
-                end; ENXIO for a hole; EHWPOISON if it is already poisoned, and then no
-                event is sent.
-        """
-        # It has no state, so make it here and not for each open file.
-        failures = MemoryFailures(
-            self._superblock,
-            self._turn,
-            self._notifiers,
-            self._moved,
-            self._poisoned,
-            self._memory_of,
-            self._kinds,
-        )
-        await failures.report(page)

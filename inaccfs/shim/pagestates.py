@@ -173,7 +173,7 @@ def _attributes(file: InaccessibleFile, start: int, stop: int, most: int) -> Lay
 
 
 def _others(file: InaccessibleFile, start: int, stop: int) -> Iterator[Layer]:
-    poisoned = file.pages.poisoned(start, stop)
+    poisoned = file.pages.poisoned.within(start, stop)
     yield [(page, page + 1, {"poisoned": True}) for page in poisoned]
     if (place := file.notifiers.invalidating) is not None:
         yield [(*place, {"invalidating": True})]

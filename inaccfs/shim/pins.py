@@ -140,12 +140,13 @@ class RingPins:
         self._releasing.release(sorted(tokens))
 
     def _empty(self, slots: list[int], at: int) -> int:
-        """Empty the consecutive ones of *slots* from index *at* on."""
+        """Empty some of the consecutive ones of *slots* from index *at* on."""
         ring, first = divmod(slots[at], uring.SLOTS)
         run = _run_length(slots, at)
-        uring.update_buffers(self._rings[ring], first, [(0, 0)] * run)
-        self._give_back(slots[at : at + run])
-        return run
+        # After an error the kernel returns how many it had emptied before.
+        done = uring.update_buffers(self._rings[ring], first, [(0, 0)] * run)
+        self._give_back(slots[at : at + done])
+        return done
 
     def close(self) -> None:
         self._releasing.close()

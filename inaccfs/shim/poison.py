@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errnos import EHWPOISON
-from inaccfs.semantics import Plan
-from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import split_folios
 
@@ -14,10 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.shim.frames import Extent
-
-
-POISON_PLAN: Final = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
-"""The events of a poisoned page, if the rules invalidate it."""
 
 
 class Poisoned:

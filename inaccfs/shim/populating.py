@@ -30,8 +30,11 @@ async def populate(
     start: int,
     end: int,
     source: Source | None,
+    who: int = 0,
 ) -> int:
     """Fill private pages from *source*; without it, they have their content already.
+
+    *who* is the peer that asks for it, for traces.
 
     Holes are filled with zeros first. Each page is filled separately, while no punch
     or conversion runs. Returns how many pages were filled: fewer if a later one is
@@ -44,19 +47,34 @@ async def populate(
             and if all users have closed the file; EHWPOISON; EPERM for a hole of a
             frozen file; ENOSPC.
     """
-    rule = file.superblock.semantics.population
-    if rule not in ("populate", "populate in place"):
+    with file.trace.command("populate", start, end, who) as traced:
+        _check(file, start, end, source)
+        done = await _populate_all(file, start, end, source)
+        traced.end = start + done
+    return done
+
+
+def _check(file: FileState, start: int, end: int, source: Source | None) -> None:
+    """Raises `OSError` for what forbids to populate any page."""
+    rules = file.superblock.semantics
+    if not rules.has_populate:
         raise OSError(
             errno.EOPNOTSUPP,
             "files are not populated by a command in these semantics (query-semantics)",
         )
-    if source is None and rule == "populate":
+    if source is None and rules.population == "populate":
         raise OSError(
             errno.EINVAL,
             "content cannot be there already in these semantics: name a source",
         )
     check_range(file, start, end)
     file.pages.check_open()
+
+
+async def _populate_all(
+    file: FileState, start: int, end: int, source: Source | None
+) -> int:
+    """Fill one page after the other; returns how many."""
     slices = Slices(file.superblock.loop)
     for page in range(start, end):
         try:
@@ -99,7 +117,7 @@ def _populate(
         # Before the lock, as the kernel pins the source's page first.
         data = _read(source.file, source.start + at)
     # In the kernel's order: it gets the folio, and then checks the attribute.
-    if file.pages.poisoned_in(page, page + 1) is not None:
+    if file.pages.poisoned.first(page, page + 1) is not None:
         raise PageError(EHWPOISON, f"page {page} is poisoned", page)
     fill(file, page, page + 1)
     if not file.attributes.is_private(page):

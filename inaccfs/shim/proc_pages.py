@@ -32,7 +32,7 @@ _TAIL: Final = 1 << 16
 _HUGE: Final = 1 << HUGE_ORDER
 
 # Flags of at most this many frames are read one by one.
-_FEW: Final = 8
+_FEW_FRAMES: Final = 8
 
 
 # Extent._make without its checks: there may be very many extents.
@@ -155,7 +155,7 @@ class ProcPages:
     def _folios(self, pfn: int, count: int) -> list[tuple[int, int]]:
         """The folios of *count* frames from *pfn* on: length in them, and order."""
         flags: Callable[[int], int] = self._flags
-        if count > _FEW:
+        if count > _FEW_FRAMES:
             first = pfn & -_HUGE
             size = ((pfn + count - 1) | (_HUGE - 1)) + 1 - first
             data = os.pread(self._kpageflags, 8 * size, 8 * first)

@@ -19,13 +19,39 @@ if TYPE_CHECKING:
     from inaccfs.shim.frames import Extent
 
 
-# References of one holder to a page, all got between two punches: how many; the page's
-# offset in the file minus its place (both in pages); and whether the page has been
-# punched since. All pages of a run have the same lot.
-_Lot: TypeAlias = tuple[int, int, bool]
+class FrameRun(NamedTuple):
+    """Contiguous pages in contiguous frames."""
+
+    # The frame of the first page.
+    pfn: int
+    # In pages of the file.
+    count: int  # type: ignore[assignment] # tuple has a method of that name
+
+
+class Put(NamedTuple):
+    """One reference to each of some pages has been put."""
+
+    run: FrameRun
+    # The punched pages that have no reference any more.
+    freed: list[FrameRun]
+
+
+class _Lot(NamedTuple):
+    """References of one holder to a page, all got between two punches.
+
+    All pages of a run have the same lot.
+    """
+
+    refs: int
+    # The page's offset in the file minus its place, both in pages.
+    shift: int
+    # Whether the page has been punched since.
+    punched: bool
+
+
 # The frame of a punched page may become another page while there are references. The
 # oldest lot is the first.
-_Lots: TypeAlias = tuple[_Lot, ...]
+_Lots: TypeAlias = "tuple[_Lot, ...]"
 
 
 PAGES_A_STEP: Final = 512
@@ -72,7 +98,7 @@ class References:
         for offset, pfn, count, _ in extents:
             start = pfn // self._frames
             end = start + count
-            lot = (1, offset - start, False)
+            lot = _Lot(1, offset - start, False)
             if count == 1:
                 ranges.set(start, end, _more(ranges.get(start), lot))
             else:
@@ -88,11 +114,11 @@ class References:
                 )
             self._totals[holder] += count
 
-    def put(self, holder: Hashable, pfn: int, count: int) -> list[tuple[int, int]]:
+    def put(self, holder: Hashable, pfn: int, count: int) -> list[FrameRun]:
         """*holder* gives back one reference to each of *count* pages from frame *pfn*.
 
         Of several references to a page the oldest is put, so one to a punched page is
-        first. Returns, as (pfn, count), punched pages that have no reference any more.
+        first. Returns punched pages that have no reference any more.
 
         Raises:
             OSError: EINVAL if it lacks one to any of them; then nothing has changed.
@@ -112,7 +138,7 @@ class References:
             raise os_error(errno.EINVAL)
         released = []
         for first, stop, lots in pieces:
-            if lots[0][2]:
+            if lots[0].punched:
                 released.append((first, stop, 1))
             if left := _fewer(lots):
                 ranges.set(first, stop, left)
@@ -125,10 +151,11 @@ class References:
 
     def put_all(
         self, holder: Hashable, extents: Collection[tuple[int, int]]
-    ) -> Iterator[list[tuple[int, int]]]:
+    ) -> Iterator[Put | None]:
         """`put` for each (pfn, count) of *extents*, in steps that are short.
 
-        Each step yields what `put` returns. *holder* must not get pages in between.
+        Yields None after each step in which it only checks. *holder* must not get pages
+        in between.
 
         Raises:
             OSError: EINVAL if it lacks any of them; then nothing has changed.
@@ -145,16 +172,16 @@ class References:
                 raise os_error(errno.EINVAL)
             for first, stop in _pieces(start, start + count):
                 add(wanted, first, stop, 1)
-                yield []
+                yield None
         for start, end, number in wanted.since(0):
             for first, stop in _pieces(start, end):
                 self._check(holder, first, stop, number)
-                yield []
+                yield None
         for start, end, number in wanted.since(0):
             for first, stop in _pieces(start, end):
+                run = self._as_frames(first, stop)
                 for _ in range(number):
-                    pages = stop - first
-                    yield self.put(holder, first * self._frames, pages)
+                    yield Put(run, self.put(holder, *run))
 
     def _check(self, holder: Hashable, start: int, end: int, number: int) -> None:
         """Raise `OSError` unless *holder* has *number* references to each page."""
@@ -163,12 +190,12 @@ class References:
         enough = sum(
             stop - first
             for first, stop, lots in pieces
-            if sum(lot[0] for lot in lots) >= number
+            if sum(lot.refs for lot in lots) >= number
         )
         if enough != end - start:
             raise os_error(errno.EINVAL)
 
-    def drop(self, holder: Hashable) -> Iterator[list[tuple[int, int]]]:
+    def drop(self, holder: Hashable) -> Iterator[list[FrameRun]]:
         """Remove all references of *holder* at once; yield in steps what `put` returns.
 
         Exhaust the iterator.
@@ -183,10 +210,10 @@ class References:
             for refs in [sum(refs for refs, _, punched in lots if punched)]
         )
 
-    def punched(self, extents: Iterable[Extent]) -> list[tuple[int, int]]:
+    def punched(self, extents: Iterable[Extent]) -> list[FrameRun]:
         """Record that the pages of *extents* have been punched.
 
-        Returns those without references, as (pfn, count).
+        Returns those without references.
         """
         free = []
         for offset, pfn, count, _ in extents:
@@ -211,10 +238,10 @@ class References:
         found: dict[Hashable, None] = {}
         for offset, pfn, count, _ in extents:
             start = pfn // self._frames
-            here = offset - start, False
+            shift = offset - start
             for holder, ranges in self._ranges.items():
                 for lots in ranges.values(start, start + count):
-                    if any(lot[1:] == here for lot in lots):
+                    if _refers(lots, shift):
                         found[holder] = None
                         break
         return list(found)
@@ -227,12 +254,12 @@ class References:
         ranges = [self._ranges[holder] for holder in holders]
         for offset, pfn, count, _ in extents:
             start = pfn // self._frames
-            here = offset - start, False
+            shift = offset - start
             found += (
-                first + here[0]
+                first + shift
                 for each in ranges
                 for first, _, lots in each.clipped(start, start + count)
-                if any(lot[1:] == here for lot in lots)
+                if _refers(lots, shift)
             )
         return min(found, default=None)
 
@@ -247,7 +274,7 @@ class References:
             shift = offset - start
             for ranges in self._ranges.values():
                 for first, stop, lots in ranges.clipped(start, start + count):
-                    if any(lot[1:] == (shift, False) for lot in lots):
+                    if _refers(lots, shift):
                         found.set(first + shift, stop + shift, True)
         return [(first, stop) for first, stop, _ in found]
 
@@ -263,23 +290,24 @@ class References:
         for start, end, lots in ranges.since(at):
             first = max(start, at)
             for refs, shift, punched in lots:
-                yield Reference(
-                    *(holder, first + shift, first * self._frames, end - first),
-                    *(refs, punched),
-                )
+                offset, pfn = first + shift, first * self._frames
+                yield Reference(holder, offset, pfn, end - first, refs, punched)
 
     def _mark(self, ranges: RangeMap[_Lots], start: int, end: int, shift: int) -> None:
         """Mark the references of one holder to these pages as punched."""
         for first, stop, lots in ranges.clipped(start, end):
-            refs = sum(lot[0] for lot in lots if lot[1:] == (shift, False))
+            refs = sum(
+                lot.refs for lot in lots if lot.shift == shift and not lot.punched
+            )
             if refs:
                 marked = tuple(
-                    (lot[0], shift, True) if lot[1] == shift else lot for lot in lots
+                    _Lot(lot.refs, shift, True) if lot.shift == shift else lot
+                    for lot in lots
                 )
                 ranges.set(first, stop, marked)
                 add(self._punched, first, stop, refs)
 
-    def _gone(self, puts: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    def _gone(self, puts: list[tuple[int, int, int]]) -> list[FrameRun]:
         """Subtract (start, end, refs) from the punched pages; return the free ones."""
         free = []
         for start, end, refs in puts:
@@ -288,12 +316,17 @@ class References:
                 free += self._punched.gaps(start, end)
         return [self._as_frames(start, end) for start, end in free]
 
-    def _as_frames(self, start: int, end: int) -> tuple[int, int]:
-        return start * self._frames, end - start
+    def _as_frames(self, start: int, end: int) -> FrameRun:
+        return FrameRun(start * self._frames, end - start)
 
     def _forget(self, holder: Hashable) -> None:
         del self._ranges[holder]
         del self._totals[holder]
+
+
+def _refers(lots: _Lots, shift: int) -> bool:
+    """Whether one of *lots* is of a page with this shift, not punched since."""
+    return any(lot.shift == shift and not lot.punched for lot in lots)
 
 
 def _more(lots: _Lots | None, lot: _Lot) -> _Lots:
@@ -301,15 +334,15 @@ def _more(lots: _Lots | None, lot: _Lot) -> _Lots:
     if not lots:
         return (lot,)
     refs, shift, punched = lots[-1]
-    if (shift, punched) == lot[1:]:
-        return (*lots[:-1], (refs + 1, shift, punched))
+    if shift == lot.shift and not punched:
+        return (*lots[:-1], _Lot(refs + 1, shift, False))
     return (*lots, lot)
 
 
 def _fewer(lots: _Lots) -> _Lots:
     """*lots* without one reference, of the oldest."""
     refs, shift, punched = lots[0]
-    return ((refs - 1, shift, punched), *lots[1:]) if refs > 1 else lots[1:]
+    return (_Lot(refs - 1, shift, punched), *lots[1:]) if refs > 1 else lots[1:]
 
 
 def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.errnos import os_error
 from inaccfs.shim.buddy import Buddy
-from inaccfs.shim.frameoptions import FRAME_BYTES, HUGE_ORDER
+from inaccfs.shim.call import PageRange
+from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import (
     Extent,
     Fetched,
@@ -106,6 +107,23 @@ class SimulatedFrames:
     def known(self, start: int, end: int) -> list[Extent] | None:
         return self._table.whole(start, end)
 
+    def reach(self, start: int, end: int) -> PageRange:
+        gaps = self._table.gaps(start, end)
+        if not gaps:
+            return PageRange(start, end)
+        pages = self._pages_of_file()
+        low, _ = self._room(*gaps[0], pages)
+        _, high = self._room(*gaps[-1], pages)
+        return PageRange(min(low, start), max(high, end))
+
+    def _pages_of_file(self) -> int:
+        return -(-os.fstat(self.fd).st_size // self._page_size)
+
+    @property
+    def _largest(self) -> int:
+        """The largest order of a folio, in pages."""
+        return self._source.largest_order if self._page_order == 0 else 0
+
     def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         """See `Frames.fetch`.
 
@@ -115,7 +133,7 @@ class SimulatedFrames:
         """
         gaps = self._table.gaps(start, end)
         if gaps:
-            pages = -(-os.fstat(self.fd).st_size // self._page_size)
+            pages = self._pages_of_file()
             try:
                 self._fill(gaps, pages, reach=reach)
             except OSError as exc:
@@ -130,7 +148,7 @@ class SimulatedFrames:
         taken: list[_Folios] = []
         try:
             with self._source.lock:
-                ceiling = self._source.largest_order if self._page_order == 0 else 0
+                ceiling = self._largest
                 for start, end in gaps:
                     low, high = self._room(start, end, pages) if reach else (start, end)
                     ceiling = self._take(start, end, low, high, ceiling, taken)
@@ -146,9 +164,9 @@ class SimulatedFrames:
             self._table.record(offset, offset + count, [extent])
 
     def _room(self, start: int, end: int, pages: int) -> tuple[int, int]:
-        """The gap [start, end), widened to all adjacent pages without frames."""
-        huge = 1 << HUGE_ORDER
-        low, high = start & -huge, min((end + huge - 1) & -huge, pages)
+        """The gap [start, end), widened to all that a folio with one of it may have."""
+        folio = 1 << self._largest
+        low, high = start & -folio, min((end + folio - 1) & -folio, pages)
         high = max(high, end)
         before = self._table.look(low, start) if low < start else []
         after = self._table.look(end, high) if end < high else []
@@ -207,7 +225,7 @@ class SimulatedFrames:
         taken: list[_Folios] = []
         try:
             with self._source.lock:
-                ceiling = self._source.largest_order if self._page_order == 0 else 0
+                ceiling = self._largest
                 for offset, _, count, _ in old:
                     stop = offset + count
                     ceiling = self._take(offset, stop, offset, stop, ceiling, taken)

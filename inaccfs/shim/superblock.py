@@ -11,7 +11,7 @@ import trio
 
 from inaccfs.semantics.attributes import BOTH
 from inaccfs.shim.attributes import Attributes
-from inaccfs.shim.call import Kind
+from inaccfs.shim.call import Kind, PageRange
 from inaccfs.shim.frameoptions import FRAME_BYTES, HUGE_ORDER
 from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.loop import TRIO
@@ -101,12 +101,12 @@ class Superblock:
         # it.
         self.granule: Final = (
             max(page_size, FRAME_BYTES << HUGE_ORDER)
-            if semantics.granule == "huge page"
+            if semantics.by_huge_page
             else page_size
         )
         self.granule_pages: Final = self.granule // page_size
         # Whether each file has its own attributes; if not, all share these.
-        self.converts: Final = semantics.attributes == "file"
+        self.converts: Final = semantics.in_place
         self._attributes: Final = Attributes(semantics.initial)
         # Makes long allocations interruptible, and protects the daemon from the OOM
         # killer.
@@ -130,7 +130,7 @@ class Superblock:
         self.ack_timeouts: Final = ack_timeouts
         # Whether the rules restrict which pages may be got, and when.
         self.guards_pages: Final = (
-            semantics.scope == "range" or semantics.locks_pages or semantics.get_waits
+            semantics.by_range or semantics.locks_pages or semantics.get_waits
         )
         # The events of each kind of operation. The rules are asked once per mount.
         self.plans: Final[Mapping[Kind, Plan]] = {
@@ -152,10 +152,10 @@ class Superblock:
                 return attributes.kinds(start, end)
         return BOTH
 
-    def around(self, start: int, end: int) -> tuple[int, int]:
+    def around(self, start: int, end: int) -> PageRange:
         """Pages from *start* to *end*, widened to whole granules."""
         pages = self.granule_pages
-        return start // pages * pages, -(-end // pages) * pages
+        return PageRange(start // pages * pages, -(-end // pages) * pages)
 
     @property
     def whole_call(self) -> bool:

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
+from dataclasses import dataclass
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
+from inaccfs.errnos import os_error
 from inaccfs.shim.counters import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Listener: TypeAlias = "Callable[[Happened], object]"
 
@@ -31,8 +34,13 @@ What: TypeAlias = Literal[
     "allocate",
     "punch",
     "truncate",
-    # Pages became private or shared, or a conversion was refused.
+    # Commands that change a file, also refused ones. A freeze has the range of all
+    # pages, and "populate" that of the pages that were filled.
     "convert",
+    "populate",
+    "migrate",
+    "freeze",
+    "unfreeze",
     # System calls that no file allows. Reads and writes have a range.
     "read",
     "write",
@@ -58,8 +66,15 @@ What: TypeAlias = Literal[
 
 BY_PROCESSES: Final = frozenset[What](
     (
-        *("allocate", "punch", "truncate", "request"),
-        *("read", "write", "lseek", "ioctl", "copy"),
+        "allocate",
+        "punch",
+        "truncate",
+        "request",
+        "read",
+        "write",
+        "lseek",
+        "ioctl",
+        "copy",
     )
 )
 """The kinds that are system calls, for which `Happened.who` is a process."""
@@ -127,7 +142,15 @@ class Trace:
     ) -> None:
         """Report a complete request about inode *file*."""
         happened = Happened(
-            *(monotonic_ns(), "request", file, 0, 0, who, error, name, 0, 0, began)
+            time=monotonic_ns(),
+            what="request",
+            file=file,
+            start=0,
+            end=0,
+            who=who,
+            error=error,
+            event=name,
+            began=began,
         )
         for listener in tuple(self._for_requests):
             listener(happened)
@@ -139,6 +162,16 @@ class Trace:
         happened = Happened(monotonic_ns(), what, file, start, end, who, error)
         for listener in tuple(self.listeners):
             listener(happened)
+
+
+@dataclass(slots=True)
+class TracedCommand:
+    """A command in progress: see `FileTrace.command`."""
+
+    # See `Happened`; 0 without listeners.
+    began: int
+    # The end of the pages that are reported. The command may have done fewer.
+    end: int
 
 
 class FileTrace:
@@ -186,10 +219,38 @@ class FileTrace:
         )
 
     def tell_pages(
-        self, what: What, start: int = 0, end: int = 0, who: int = 0
+        self,
+        what: What,
+        start: int,
+        end: int,
+        who: int = 0,
+        exc: BaseException | None = None,
+        began: int = 0,
     ) -> None:
         """As `tell`, for a range in pages."""
-        self.tell(what, start * self._page_size, end * self._page_size, who)
+        unit = self._page_size
+        self.tell(what, start * unit, end * unit, who, exc, began)
+
+    @contextmanager
+    def command(
+        self, what: What, start: int, end: int, who: int
+    ) -> Iterator[TracedCommand]:
+        """Report a command about a range in pages when the with block ends.
+
+        An exception that ends the block is the command's error; EINTR, if it is not an
+        `Exception`: the task is cancelled, as its peer has disconnected.
+        """
+        command = TracedCommand(self.now(), end)
+        exc: BaseException | None = None
+        try:
+            yield command
+        except BaseException as raised:
+            cancelled = not isinstance(raised, Exception)
+            exc = os_error(errno.EINTR) if cancelled else raised
+            raise
+        finally:
+            if self.listeners:
+                self.tell_pages(what, start, command.end, who, exc, command.began)
 
     def tell_event(
         self,
@@ -214,7 +275,11 @@ class FileTrace:
                 end * unit,
                 who,
                 0,
-                *(event, sequence, notifier, began, cause),
+                event,
+                sequence,
+                notifier,
+                began,
+                cause,
             )
         )
 

@@ -76,7 +76,7 @@ class Turn:
         self._idle.set()
 
     async def wait(self) -> None:
-        """Wait until the turn is free. The caller may take it before it awaits."""
+        """Wait until the turn is free. Take it before the next await."""
         # Of several waiting tasks, the first to wake may take the turn again.
         while self.taken:
             if self.undoing is not None:

@@ -159,7 +159,10 @@ class Installer:
         for path in directories:
             at = self._at(path)
             try:
-                at.mkdir(exist_ok=True)
+                if not at.is_dir():
+                    at.mkdir()
+                    # Whatever root's umask: all users read the files in it.
+                    at.chmod(0o755)
             except OSError as exc:
                 raise _failure("make", at, exc) from exc
 

@@ -17,8 +17,9 @@ from inaccfs import errnos
 if TYPE_CHECKING:
     from inaccfs.control.messages import TraceRecord
 
-# Nanoseconds in a second.
-_DAY_NS: Final = 1_000_000_000
+
+_NS: Final = 1_000_000_000
+"""A second, in nanoseconds."""
 
 
 class Lines:
@@ -36,7 +37,7 @@ class Lines:
         return f"{clock} [{_who(record)}] {what}{result}{duration}"
 
     def _clock(self, moment: int) -> str:
-        seconds, rest = divmod(moment + self._offset, _DAY_NS)
+        seconds, rest = divmod(moment + self._offset, _NS)
         clock = time.strftime("%H:%M:%S", time.localtime(seconds))
         return f"{clock}.{rest // 1000:06}"
 

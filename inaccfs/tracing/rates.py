@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from inaccfs.control.messages import TraceRecord
+
+    # Its notifier and its sequence.
+    _Event: TypeAlias = tuple[int, int]
 
 _NS: Final = 1_000_000_000
 
@@ -62,7 +66,9 @@ class Rates:
         # The latest are at the end.
         self._refused: Final[dict[tuple[str, int, str, str, str], Refused]] = {}
         # By notifier and sequence: when each unanswered event was sent.
-        self._sent: Final[dict[tuple[int, int], int]] = {}
+        self._sent: Final[dict[_Event, int]] = {}
+        # By when it began: the events of each system call that is not over.
+        self._of_call: Final[dict[int, list[_Event]]] = {}
 
     def add(self, records: Iterable[TraceRecord]) -> None:
         """Take records, in order."""
@@ -81,7 +87,12 @@ class Rates:
                 key = record.notifier, record.sequence
                 if record.kind == "event" and record.sequence:
                     self._sent[key] = record.time
+                    self._of_call.setdefault(record.cause, []).append(key)
                 else:
+                    self._sent.pop(key, None)
+            else:
+                # A notifier that was unregistered has not answered.
+                for key in self._of_call.pop(record.began, ()):
                     self._sent.pop(key, None)
 
     def _refuse(self, record: TraceRecord, kind: str) -> None:
@@ -143,4 +154,4 @@ def _quantile(ordered: list[int], share: float) -> float | None:
     """The quantile of durations in ascending order, in seconds."""
     if not ordered:
         return None
-    return ordered[max(0, -int(-len(ordered) * share // 1) - 1)] / _NS
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)] / _NS

@@ -7,13 +7,13 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import streams
 from inaccfs.control.outlet import Outlet
 from inaccfs.control.tracing import Tracing, encoded
-from inaccfs.errors import MountError
+from inaccfs.errors import MountError, not_started
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,26 +42,28 @@ class Recording:
             fd = streams.create(path, 0o600)
         except OSError as exc:
             raise MountError(f"cannot write the trace {path}: {exc.strerror}") from exc
-        self._ours, theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        try:
-            self._process: Final = subprocess.Popen(
-                [sys.executable, "-P", "-m", "inaccfs.tracing.recorder", str(fd)],
-                pass_fds=[fd],
-                stdin=theirs.fileno(),
-                # The daemon's parent may wait until all writers have closed these.
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                cwd="/",
-                env=environment,
-            )
-        except OSError as exc:
-            self._ours.close()
-            raise MountError(f"cannot start the recorder: {exc.strerror}") from exc
-        finally:
-            theirs.close()
-            os.close(fd)
+        with ExitStack() as stack, ExitStack() as undo:
+            stack.callback(os.close, fd)
+            try:
+                self._ours, theirs = socket.socketpair()
+                undo.callback(self._ours.close)
+                stack.callback(theirs.close)
+                self._ours.setblocking(False)
+                self._process: Final = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "inaccfs.tracing.recorder", str(fd)],
+                    pass_fds=[fd],
+                    stdin=theirs.fileno(),
+                    # The daemon's parent may wait until all writers have closed these.
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    cwd="/",
+                    env=environment,
+                )
+            except OSError as exc:
+                reason = not_started(exc) or exc.strerror
+                raise MountError(f"cannot start the recorder: {reason}") from exc
+            undo.pop_all()
         self._outlet: Final = Outlet(self._ours)
         self._tracing: Tracing | None = None
 
@@ -71,7 +73,7 @@ class Recording:
         self._tracing.start()
 
     def offer(self, data: bytes) -> bool:
-        """See `inaccfs.control.tracing.Sink`."""
+        """See `inaccfs.control.outlet.Sink`."""
         try:
             self._outlet.flush()
             return self._outlet.offer(data)

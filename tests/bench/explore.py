@@ -215,7 +215,7 @@ _BUGS: Final = {
 _RACES: Final = [
     Race("v9: an end without its start", "late-slot", V9(), "unpaired", "v9"),
     Race("v10: an end without its start", "late-slot", V10(), "unpaired", "v10"),
-    Race("told before: stale", "punch", Before(), _STALE, f"{__file__}:Before"),
+    Race("event before: stale", "punch", Before(), _STALE, f"{__file__}:Before"),
     Race("v8: use in the window", "mapped", V8(), "use-after-free", "v8"),
     *(
         Race(f"v8, bug: {bug}", scenario, V8(), kind, "v8", bug)

@@ -11,6 +11,8 @@ usage: python -m tests.bench.kvm [--rounds N] [--faults N] [--large-rounds N]
    fallocate(2) has given is cleared by the kernel when it is used first; so "only
    allocated" is that more than anything else, and has no target. "Touched" has been
    cleared, and not been fetched yet. A zap is that of an invalidation of all the file.
+   By 4 KiB the time depends on how many of the frames are contiguous, which with real
+   frames differs at each run: these rows have simulated ones, half of them in use.
 
 Needs root for real frames and 3 GiB of memory, all given back.
 """
@@ -41,6 +43,11 @@ if TYPE_CHECKING:
 VCPUS = (1, 4)
 RATIO_TARGET: Final = 0.7
 PREFAULT_TARGET, ZAP_TARGET = 100.0, 50.0
+SIMULATED: Final = (
+    "pfn-source=simulated",
+    "simulated-order=0",
+    "simulated-fragmentation=50",
+)
 MEMORY_NEEDED = 3 * GIB
 # See madvise(2); Python does not name it yet.
 MADV_POPULATE_WRITE: Final = 23
@@ -63,6 +70,10 @@ class Machine:
         """Map all of it."""
         self.vm.pre_fault_memory(0, self.size)
 
+    def settle(self) -> None:
+        """Wait until the daemon has put the references: a pre-fault does not wait."""
+        self.shim.query_version()
+
     def touch(self) -> None:
         """Have the kernel clear all of it, as a guest's first access does."""
         with self.shim.file(self.fd) as file:
@@ -73,10 +84,17 @@ class Machine:
 
 
 @contextmanager
-def machine(size: int, huge: str, cpus: set[int] | None = None) -> Iterator[Machine]:
-    """A VM with *size* bytes of memory, allocated; its daemon may be on one *cpu*."""
+def machine(
+    size: int, huge: str, cpus: set[int] | None = None, options: tuple[str, ...] = ()
+) -> Iterator[Machine]:
+    """A VM with *size* bytes of memory, allocated; its daemon may be on one of *cpus*.
+
+    *options* are more of the mount's.
+    """
     with ExitStack() as stack:
-        mount = stack.enter_context(inaccfs.mounted(size=size + 64 * MIB, huge=huge))
+        mount = stack.enter_context(
+            inaccfs.mounted(size=size + 64 * MIB, huge=huge, options=options)
+        )
         if cpus:
             harness.pin(mount.pid, max(cpus))
         shim = stack.enter_context(inaccfs.connect(mount.control))
@@ -209,12 +227,13 @@ def bench_large(rounds: int) -> None:
             made.touch()
             touched.append(milliseconds(made.pre_fault))
             levels.add(str(tuple(made.vm.stats.mapped)))
+            made.settle()
             huge_zap.append(milliseconds(made.zap))
             fetched.append(milliseconds(made.pre_fault))
-        with machine(GIB, "never") as made:
-            made.touch()
+        with machine(GIB, "never", options=SIMULATED) as made:
             small.append(milliseconds(made.pre_fault))
             assert made.vm.stats.mapped.pages_4k == GIB // PAGE
+            made.settle()
             small_zap.append(milliseconds(made.zap))
             assert not any(made.vm.stats.mapped)
     rows = [
@@ -224,8 +243,8 @@ def bench_large(rounds: int) -> None:
             ("pre-fault, 2 MiB, touched", touched, f"<= {PREFAULT_TARGET:.0f}"),
             ("pre-fault, 2 MiB, fetched before", fetched, f"<= {PREFAULT_TARGET:.0f}"),
             ("zap, 2 MiB", huge_zap, ""),
-            ("pre-fault, 4 KiB, touched", small, ""),
-            ("zap, 4 KiB", small_zap, f"<= {ZAP_TARGET:.0f}"),
+            ("pre-fault, 4 KiB, simulated", small, ""),
+            ("zap, 4 KiB, simulated", small_zap, f"<= {ZAP_TARGET:.0f}"),
         )
     ]
     harness.print_table(

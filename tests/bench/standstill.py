@@ -126,7 +126,7 @@ class Peer:
             raw = Raw(self.path)
             self.kept.append(raw)
             for _ in range(A_PEER):
-                raw.send("register-notifier", file="/told")
+                raw.send("register-notifier", file="/notified")
             for _ in range(A_PEER):
                 raw.answer()
             threading.Thread(target=self._answer, args=(raw,), daemon=True).start()
@@ -192,7 +192,7 @@ class Peer:
         """Register, and disconnect."""
         raw = Raw(self.path)
         for _ in range(A_PEER):
-            raw.send("register-notifier", file="/told")
+            raw.send("register-notifier", file="/notified")
         for _ in range(A_PEER):
             raw.answer()
         raw.close()

@@ -3,12 +3,12 @@
 A call is a function of a `Place`; its outcome is the return value or an errno. Two file
 systems that behave alike must give equal outcomes, so outcomes have no inode numbers,
 times or paths. `outcomes` makes all calls in a separate process, as a given user; the
-tables of calls are in calls_names.py and calls_attributes.py.
+tables of calls are the modules calls_*.py.
 """
 
 from __future__ import annotations
 
-import inspect
+import importlib
 import itertools
 import json
 import os
@@ -31,8 +31,16 @@ OTHER_UID: Final = 12345
 OTHER_GID: Final = 54321
 
 KINDS: Final = (
-    *("file", "directory", "full", "symlink", "dangling", "fifo", "socket", "absent"),
+    "file",
+    "directory",
+    "full",
+    "symlink",
+    "dangling",
+    "fifo",
+    "socket",
+    "absent",
 )
+PRESENT: Final = tuple(kind for kind in KINDS if kind != "absent")
 
 
 @dataclass(frozen=True)
@@ -200,10 +208,8 @@ def outcomes(root: Path, uid: int, chosen: list[str]) -> dict[str, object]:
 
 def _load() -> None:
     # An import of these modules enters their calls.
-    from tests.hard import calls_attributes, calls_names
-
-    assert inspect.ismodule(calls_names)
-    assert inspect.ismodule(calls_attributes)
+    for table in ("attributes", "files", "names", "directories"):
+        importlib.import_module(f"tests.hard.calls_{table}")
 
 
 def _main(root: str, uid: int) -> None:

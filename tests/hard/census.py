@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# By then background closes are done, and idle threads have ended.
+# By then background closes are done, and idle threads have ended, of any daemon.
 _SETTLED_SECONDS: Final = 60.0
 
 _CONNECTIONS: Final = "/sys/fs/fuse/connections"
@@ -67,7 +67,7 @@ class Census:
 
     # By the file that they refer to, with numbers written as N.
     fds: dict[str, int]
-    # Of the daemon itself. Idle worker threads end after ten seconds.
+    # Of the daemon itself. Idle worker threads end after ten seconds: see lean_daemon.
     threads: int
     # Below the daemon: its helpers and their workers.
     processes: int

@@ -59,15 +59,22 @@ def environment(seam_path: Path | None) -> dict[str, str]:
     return {**ENVIRONMENT, faulty_daemon.VARIABLE: str(seam_path)}
 
 
-def command(seam_path: Path | None, *words: str | Path) -> list[str]:
+def command(
+    seam_path: Path | None, *words: str | Path, module: str = "inaccfs"
+) -> list[str]:
     """The command line of inaccfs, with the seam where there is one."""
-    module = "inaccfs" if seam_path is None else "tests.hard.faulty_daemon"
+    if seam_path is not None:
+        module = "tests.hard.faulty_daemon"
     return [sys.executable, "-m", module, *map(str, words)]
 
 
 @contextmanager
 def started(
-    ground: Ground, point: Path, *options: str, seam_path: Path | None = None
+    ground: Ground,
+    point: Path,
+    *options: str,
+    seam_path: Path | None = None,
+    module: str = "inaccfs",
 ) -> Iterator[tuple[Daemon, socket.socket]]:
     """A daemon that starts, and the socket that shows when it is ready.
 
@@ -82,7 +89,8 @@ def started(
         stderr = stack.enter_context(log.open("wb"))
         process = subprocess.Popen(
             [
-                *command(seam_path, "mount", "--foreground", "--control", control),
+                *command(seam_path, "mount", "--foreground", module=module),
+                *("--control", str(control)),
                 *options,
                 str(point),
             ],
@@ -108,7 +116,7 @@ def started(
 def _end(daemon: Daemon) -> None:
     deadline = time.monotonic() + PATIENCE
     while is_mounted(daemon.path):
-        ran = support.run(*command(None, "umount", daemon.path), status=None)
+        ran = support.run_here("umount", daemon.path)
         # A process that looks at all mounts, as `inaccfs status` does, makes one busy.
         retry = "is busy" in ran.stderr and time.monotonic() < deadline
         assert ran.returncode == 0 or retry, ran
@@ -119,10 +127,17 @@ def _end(daemon: Daemon) -> None:
 
 @contextmanager
 def running(
-    ground: Ground, point: Path, *options: str, seam_path: Path | None = None
+    ground: Ground,
+    point: Path,
+    *options: str,
+    seam_path: Path | None = None,
+    module: str = "inaccfs",
 ) -> Iterator[Daemon]:
     """A daemon that is ready. It must end well, or be killed by the test."""
-    with started(ground, point, *options, seam_path=seam_path) as (daemon, notify):
+    with started(ground, point, *options, seam_path=seam_path, module=module) as (
+        daemon,
+        notify,
+    ):
         wait_until_ready(daemon, notify)
         ground.remember(point)
         yield daemon

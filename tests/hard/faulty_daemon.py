@@ -10,13 +10,11 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import pkgutil
 import select
 import sys
 from functools import wraps
 from typing import Any, Final
 
-import inaccfs
 from tests.hard.seam import NAMES, Seam
 
 _EPOLL: Final = select.epoll
@@ -73,11 +71,10 @@ class Epoll:
 
 
 def install(seam: Seam) -> None:
-    """Put the seam into every call, also where a module has imported it by name."""
-    # Not `__main__` modules, because an import would run them.
-    for module in pkgutil.walk_packages(inaccfs.__path__, "inaccfs."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    """Put the seam into every call, also where a module has imported it by name.
+
+    A module that is imported later imports the call with the seam.
+    """
     # Methods of a built-in class cannot be replaced, those of a subclass can.
     setattr(io, "FileIO", type("FileIO", (io.FileIO,), {}))  # noqa: B010
     # This class cannot have subclasses.

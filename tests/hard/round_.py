@@ -70,6 +70,13 @@ class Connection:
             else message
         )
 
+    def answer_until_end(self, pidfd: int) -> None:
+        """Answer the events that come before the end of a process."""
+        readers = [pidfd, self.socket.fileno()]
+        # A message that was read with an earlier one is not in the socket any more.
+        while b"\n" in self._read or readers[1] in select.select(readers, [], [])[0]:
+            self.answer_one()
+
     def do(self, command: str, /, *fds: int, **arguments: object) -> Any:
         """What a command returns.
 
@@ -185,12 +192,7 @@ def _punched(peer: Connection, directory: str, first: int, pages: int) -> None:
         os._exit(0 if result == "ok" else 1)
     pidfd = os.pidfd_open(child)
     try:
-        while True:
-            ready, _, _ = select.select([pidfd, peer.socket.fileno()], [], [])
-            if peer.socket.fileno() in ready:
-                peer.answer_one()
-            else:
-                break
+        peer.answer_until_end(pidfd)
     finally:
         os.close(pidfd)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -14,7 +14,7 @@ import pytest
 
 from tests.hard.budget import times
 from tests.hard.census import Census, settle
-from tests.hard.daemons import actor
+from tests.hard.daemons import actor, running
 from tests.mount import raw, support
 from tests.mount.peers import Peer, peer
 from tests.mount.support import MIB, PAGE, new_file
@@ -22,8 +22,8 @@ from tests.mount.support import MIB, PAGE, new_file
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from inaccfs import Mount
     from tests.hard.census import Ground
+    from tests.hard.daemons import Daemon
 
 pytestmark = pytest.mark.fuse
 
@@ -94,7 +94,7 @@ def fetch(shim: Peer, first: int, count: int) -> list[dict[str, Any]]:
     return found
 
 
-def punch_with_all(mount: Mount, peers: list[Peer], first: int) -> None:
+def punch_with_all(mount: Daemon, peers: list[Peer], first: int) -> None:
     """A punch; every peer gets the event and answers it."""
     with actor(
         "punch", mount.path / "guest", str(first * PAGE), str(8 * PAGE)
@@ -114,6 +114,22 @@ def punch_with_all(mount: Mount, peers: list[Peer], first: int) -> None:
         assert punch.hear() == "ok"
 
 
+@contextmanager
+def loaded(ground: Ground, point: Path, *options: str) -> Iterator[Daemon]:
+    """A daemon without idle threads, which must end well."""
+    with ExitStack() as stack:
+        with running(
+            ground, point, *options, module="tests.hard.lean_daemon"
+        ) as daemon:
+            # The log is open because its name is removed with the mount.
+            log = stack.enter_context(daemon.log.open(errors="replace"))
+            # The second helper starts after the daemon is ready.
+            support.ask_until(lambda: len(support.children_of(daemon.pid)) == 2)
+            yield daemon
+        assert daemon.process.returncode == 0
+        support.assert_clean(log.read())
+
+
 @pytest.mark.parametrize("source", ["simulated", "auto"])
 def test_a_load_leaves_nothing(
     ground: Ground,
@@ -121,10 +137,8 @@ def test_a_load_leaves_nothing(
     source: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    with support.mounted(
-        point, size="512m", pfn_source=source, ack_timeout=600
-    ) as mount:
-        ground.remember(point)
+    options = ("--size=512m", "--pfn-source", source, "--ack-timeout=600")
+    with loaded(ground, point, *options) as mount:
         new_file(point / "asked", PAGE)
         with peer(mount.control) as shim:
             shim.do("query-status")
@@ -143,12 +157,12 @@ def test_a_load_leaves_nothing(
         settle_to(before, mount)
 
 
-def settle_to(before: Census, mount: Mount) -> None:
+def settle_to(before: Census, mount: Daemon) -> None:
     """Wait until no resource is above its count *before*."""
     settle(lambda: Census.of(mount.pid, mount.path).more_than(before), {}, "left")
 
 
-def _load(mount: Mount) -> None:
+def _load(mount: Daemon) -> None:
     guest = new_file(mount.path / "guest", PAGES * PAGE)
     os.mkdir(mount.path / "many")
     for number in range(FILES):
@@ -197,7 +211,7 @@ def len_of(extents: list[dict[str, Any]]) -> int:
 
 def test_peers_that_come_and_go(ground: Ground, point: Path) -> None:
     """Each peer has an fd, a notifier and references that it does not put."""
-    with support.mounted(point, pfn_source="simulated") as mount:
+    with loaded(ground, point, "--pfn-source", "simulated") as mount:
         guest = new_file(point / "guest", MIB)
         with peer(mount.control) as shim:
             shim.do("query-status")

@@ -142,6 +142,28 @@ def inaccfs_command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "inaccfs", *map(str, arguments)]
 
 
+def program(setting: str) -> str:
+    """A Python program that is inaccfs after the statement *setting*.
+
+    It shortens a time limit that the test knows to be reached.
+    """
+    return f"""
+import sys
+{setting}
+from inaccfs.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+HASTY: Final = program("from inaccfs.fuse import finding; finding.DAEMON_SECONDS = 0.1")
+"""An inaccfs that soon takes a daemon to be stopped, for one that is."""
+
+
+def hasty_command(*arguments: str | Path) -> list[str]:
+    """The command line of an inaccfs for a daemon that is stopped."""
+    return [sys.executable, "-c", HASTY, *map(str, arguments)]
+
+
 def run(
     *command: str | Path | int,
     status: int | None = 0,
@@ -174,13 +196,14 @@ def cli(
     because the start of Python takes longer than the commands.
     """
     if arguments[:1] in (("status",), ("umount",)) and not options:
-        result = _run_here(*arguments)
+        result = run_here(*arguments)
         assert result.returncode == status, result
         return result
     return run(*inaccfs_command(*arguments), status=status, **options)
 
 
-def _run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run inaccfs with *arguments* in this process."""
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
         try:
             status = main(list(map(str, arguments)))

@@ -192,6 +192,7 @@ def test_a_limit_of_open_files_that_is_no_use(point: Path, limit: int) -> None:
         ("compare --semantics v8 --semantics v9 SCRIPT", 1),
         ("kvm stress", 1),
         ("probe memfd", 2),
+        ("explore SCENARIO", 2),
     ],
 )
 def test_a_limit_of_processes_is_one_line(
@@ -200,11 +201,12 @@ def test_a_limit_of_processes_is_one_line(
     """Other tests may have processes of that user, too: the limit is met anyway."""
     scratch.chmod(0o777)
     (scratch / "script.py").write_text("")
-    places = {
+    places: dict[str, str | Path] = {
         "LOG": scratch / "log",
         "CONTROL": scratch / "c",
         "POINT": point,
         "SCRIPT": scratch / "script.py",
+        "SCENARIO": f"{scratch / 'script.py'}:Mine",
     }
     ran = run(
         *("prlimit", "--nproc=1"),

@@ -402,7 +402,7 @@ KILLED = """
 import sys, threading, inaccfs
 
 def callback(start, end):
-    print("told", flush=True)
+    print("got the event", flush=True)
     threading.Event().wait()
 
 shim = inaccfs.connect(sys.argv[1])
@@ -426,7 +426,7 @@ def test_a_client_that_is_killed_in_a_callback_delays_no_other(
         assert process.stdout.readline() == b"registered\n"
         with ThreadPoolExecutor(1) as pool:
             punching = pool.submit(punch, fd)
-            assert process.stdout.readline() == b"told\n"
+            assert process.stdout.readline() == b"got the event\n"
             assert not punching.done()
             process.kill()
             punching.result(PATIENCE)

@@ -14,6 +14,7 @@ from tests.mount.support import (
     NOBODY,
     PAGE,
     PATIENCE,
+    hasty_command,
     inaccfs_command,
     mounted,
     needs_root,
@@ -35,18 +36,18 @@ COMMANDS = {
 
 
 def words(command: str, mount: Path) -> list[str]:
-    return inaccfs_command(command, COMMANDS[command].format(mount=mount))
+    return [command, COMMANDS[command].format(mount=mount)]
 
 
-def test_a_daemon_that_has_stopped_is_one_line_in_some_seconds() -> None:
+def test_a_daemon_that_has_stopped_is_one_line() -> None:
     with mounted() as mount:
         new_file(mount.path / "f", PAGE)
         os.kill(mount.pid, signal.SIGSTOP)
         try:
-            # They run at the same time, as each waits ten seconds for the daemon.
+            # They run at the same time, as each waits for the daemon.
             running = {
                 command: subprocess.Popen(
-                    words(command, mount.path),
+                    hasty_command(*words(command, mount.path)),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -55,7 +56,7 @@ def test_a_daemon_that_has_stopped_is_one_line_in_some_seconds() -> None:
                 for command in COMMANDS
             }
             reporting = subprocess.Popen(
-                inaccfs_command("report", mount.path),
+                hasty_command("report", mount.path),
                 stdout=subprocess.PIPE,
                 text=True,
                 env=ENVIRONMENT,
@@ -78,9 +79,8 @@ def test_the_mount_of_another_user_is_one_line() -> None:
         mount.path.parent.chmod(0o755)
         new_file(mount.path / "f", PAGE)
         for command in COMMANDS:
-            found = run(
-                *words(command, mount.path), status=1, user=NOBODY, group=NOBODY
-            )
+            line = inaccfs_command(*words(command, mount.path))
+            found = run(*line, status=1, user=NOBODY, group=NOBODY)
             assert found.stdout == ""
             assert len(found.stderr.splitlines()) == 1, found.stderr
             assert "another user's, and without allow_other" in found.stderr

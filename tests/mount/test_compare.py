@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
+import shlex
 import signal
 import subprocess
+import termios
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
@@ -18,7 +22,9 @@ from tests.mount.support import (
     TOP,
     ask_until,
     inaccfs_command,
+    state,
     wait_for_exit,
+    wait_readable,
 )
 
 if TYPE_CHECKING:
@@ -173,6 +179,62 @@ def test_a_script_that_hangs_ends_with_the_comparison(
     # Neither is a child of ours.
     wait_for_exit(runs)
     wait_for_exit(daemon)
+
+
+def test_ctrl_z_stops_the_run_and_fg_continues_it(scratch: Path) -> None:
+    """On a terminal, under a shell with job control."""
+    ready, go_on = scratch / "ready", scratch / "go"
+    (scratch / "script.py").write_text(
+        dedent(f"""
+            import os, time
+            with open("{ready}.new", "w") as file:
+                print(os.getpid(), file=file)
+            os.rename("{ready}.new", "{ready}")
+            while not os.path.exists("{go_on}"):
+                time.sleep(0.01)
+        """)
+    )
+    words = ("compare", scratch / "script.py", *TWO)
+    command = shlex.join(inaccfs_command(*words))
+    ours, theirs = os.openpty()
+    with (
+        open(ours, "wb", buffering=0) as keyboard,
+        subprocess.Popen(
+            ["sh", "-mc", f"{command}; echo stopped $?; read enter; fg; echo ended $?"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=ENVIRONMENT,
+            start_new_session=True,
+            # Only a session leader can get a terminal.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        ) as shell,
+    ):
+        os.close(theirs)
+        try:
+            ask_until(ready.exists)
+            run = int(ready.read_text())
+            keyboard.write(b"\x1a")
+            ask_until(lambda: state(run) == "T")
+            shown = shown_until(ours, f"stopped {128 + signal.SIGTSTP}")
+            assert "Traceback" not in shown
+            assert state(run) == "T"
+            keyboard.write(b"\n")
+            ask_until(lambda: state(run) != "T")
+            go_on.touch()
+            assert "nothing differs" in shown_until(ours, "ended 0")
+            assert shell.wait(PATIENCE) == 0
+        finally:
+            shell.kill()
+
+
+def shown_until(terminal: int, text: str) -> str:
+    """What a terminal shows, up to *text*."""
+    shown = b""
+    while text.encode() not in shown:
+        assert wait_readable(terminal), shown
+        shown += os.read(terminal, 4096)
+    return shown.decode(errors="replace")
 
 
 def test_a_script_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

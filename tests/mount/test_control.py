@@ -226,7 +226,7 @@ with peer(Path(sys.argv[1])) as shim:
     shim.do("register-notifier", file="/guest")
     print("registered", flush=True)
     shim.event()
-    print("told", flush=True)
+    print("got the event", flush=True)
     sys.stdin.read()
 """
 
@@ -245,7 +245,7 @@ def test_a_peer_that_is_killed_in_a_punch_delays_no_other_process(
             assert process.stdout is not None
             assert process.stdout.readline() == b"registered\n"
             punch = pool.submit(fallocate, fd, PUNCH, 0, PAGE)
-            assert process.stdout.readline() == b"told\n"
+            assert process.stdout.readline() == b"got the event\n"
             assert not punch.done()
             process.kill()
             assert punch.result(PATIENCE) == 0

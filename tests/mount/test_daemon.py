@@ -147,8 +147,8 @@ def test_a_daemon_imports_only_what_it_needs_at_its_start(point: Path) -> None:
         env=ENVIRONMENT,
     ) as daemon:
         os.close(writer)
-        with open(ready, "rb") as told:
-            assert told.read() == b"ready\n"
+        with open(ready, "rb") as pipe:
+            assert pipe.read() == b"ready\n"
         cli("umount", point)
         _, log = daemon.communicate(timeout=PATIENCE)
     imported = set(re.findall(r"^import time:.*\| +inaccfs\.(\S+)$", log, re.MULTILINE))

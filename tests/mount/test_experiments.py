@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -125,6 +126,47 @@ def test_a_plot_that_cannot_be_written_is_reported_first() -> None:
     assert ran.stderr == (
         "inaccfs: cannot write /nowhere/x.svg: No such file or directory\n"
     )
+
+
+def test_a_plot_into_a_fifo_that_nobody_reads_does_not_wait(tmp_path: Path) -> None:
+    path = tmp_path / "x.svg"
+    os.mkfifo(path)
+    ran = experiment("bindings", "--plot", str(path))
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == f"inaccfs: cannot write {path}: No such device or address\n"
+
+
+def test_an_experiment_without_a_chart_takes_no_plot(tmp_path: Path) -> None:
+    path = tmp_path / "x.svg"
+    ran = experiment("size", "--plot", str(path))
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(
+        "inaccfs: experiment size draws no chart: leave out --plot\n"
+    )
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected", "status"),
+    [
+        ("lab.draw('<svg/>')", "", 0),
+        ("lab.say('no chart')", "inaccfs: experiment Mine has drawn no chart\n", 1),
+    ],
+)
+def test_a_plot_of_ones_own(
+    body: str, expected: str, status: int, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Mine:\n"
+        "    question, draws = 'Is there a chart?', True\n"
+        "    def run(self, lab):\n"
+        f"        {body}\n"
+    )
+    path = tmp_path / "x.svg"
+    path.write_text("a longer chart of another run")
+    ran = experiment(f"{tmp_path}/mine.py:Mine", "--plot", str(path))
+    assert (ran.returncode, ran.stderr) == (status, expected)
+    assert path.read_text() == ("" if status else "<svg/>")
 
 
 @pytest.mark.parametrize(

@@ -251,18 +251,26 @@ def test_beyond_the_limit_of_a_cgroup_is_enomem(mib: int) -> None:
 
 
 @support.needs_root
-def test_pages_beyond_the_limit_of_a_cgroup_are_enomem() -> None:
-    with memory_cgroup(96 * MIB) as cgroup, support.mounted(size="1g") as mount:
-        _move(mount, cgroup)
+@pytest.mark.parametrize("frames", ["one MiB at a time", "one page of each folio"])
+def test_pages_beyond_the_limit_of_a_cgroup_are_enomem(frames: str) -> None:
+    pages = MIB // PAGE
+    source, count, step = "auto", pages, pages
+    if frames == "one page of each folio":
+        source, count, step = "simulated", 1, 2 * pages
+    with (
+        memory_cgroup(96 * MIB) as cgroup,
+        support.mounted(size="1g", pfn_source=source) as mount,
+    ):
+        helper, _ = _move(mount, cgroup)
         (mount.path / "guest").touch()
         os.truncate(mount.path / "guest", 400 * MIB)
         with peer(mount.control) as shim:
-            pages = MIB // PAGE
-            for at in range(0, 400 * pages, pages):
-                reply = shim.do("get-pfn", file="/guest", offset=at, count=pages)
+            for at in range(0, 400 * pages, step):
+                reply = shim.do("get-pfn", file="/guest", offset=at, count=count)
                 if isinstance(reply, str):
                     break
             assert "ENOMEM" in reply
+        assert children_of(mount.pid)[0] == helper
 
 
 @support.needs_root
@@ -271,7 +279,7 @@ def test_names_and_attributes_beyond_the_limit_of_a_cgroup_are_enomem(
     kind: str,
 ) -> None:
     """They are charged to the daemon, and no worker can allocate them for it."""
-    with memory_cgroup(32 * MIB) as cgroup, support.mounted() as mount:
+    with memory_cgroup(16 * MIB) as cgroup, support.mounted() as mount:
         helper, _ = _move(mount, cgroup)
         (mount.path / "first").touch()
 

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +21,7 @@ from tests.mount.support import MIB, PAGE, PATIENCE
 from tests.mount.unanswered import unanswered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 pytestmark = [pytest.mark.fuse]
@@ -68,45 +67,67 @@ def stop_for(pid: int, seconds: float, meanwhile: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("semantics", ["v8", "v10", "guest_memfd"])
-@pytest.mark.parametrize("length", [PAGE, 8 * MIB], ids=["quick", "long"])
-def test_a_peer_that_answered_a_stopped_daemon_is_not_evicted(
-    semantics: str, length: int
-) -> None:
+def test_peers_that_answered_a_stopped_daemon_are_not_evicted(semantics: str) -> None:
+    """A short punch waits in the loop, a long one in a task."""
     with (
         inaccfs.mounted(size="64m", ack_timeout=1.0, semantics=semantics) as mount,
-        peer(mount.control) as shim,
+        peer(mount.control) as one,
+        peer(mount.control) as other,
     ):
-        path = mount.path / "guest"
-        path.touch()
-        os.truncate(path, 8 * MIB)
-        watch(shim, semantics)
-        punch = Punch(path, length)
-        punch.start()
-        stop_for(mount.pid, 1.5, partial(answer, shim, shim.event()))
-        assert shim.answer() == {"return": {}}
-        if semantics != "v8":
-            answer(shim, shim.event())
+        lengths = {mount.path / "quick": PAGE, mount.path / "long": 8 * MIB}
+        shims = [one, other]
+        for path, shim in zip(lengths, shims, strict=True):
+            path.touch()
+            os.truncate(path, 8 * MIB)
+            watch(shim, semantics, path.name)
+        punches = begin_punches(lengths)
+        events = [shim.event() for shim in shims]
+
+        def answer_all() -> None:
+            for shim, event in zip(shims, events, strict=True):
+                answer(shim, event)
+
+        stop_for(mount.pid, 1.5, answer_all)
+        for shim in shims:
             assert shim.answer() == {"return": {}}
-        punch.join(PATIENCE)
-        assert not punch.is_alive()
-        assert punch.error is None
+        if semantics != "v8":
+            for shim in shims:
+                answer(shim, shim.event())
+                assert shim.answer() == {"return": {}}
+        end_punches(punches)
+        assert [punch.error for punch in punches] == [None, None]
         assert "disconnected" not in mount.log.read_text()
         # Notifiers that do not answer are still evicted.
-        punch = Punch(path, length)
+        punches = begin_punches(lengths)
+        for shim in shims:
+            shim.event()
+        for shim in shims:
+            assert shim.socket.recv(1) == b""
+        end_punches(punches)
+        assert mount.log.read_text().count("disconnected") == 2
+
+
+def begin_punches(lengths: Mapping[Path, int]) -> list[Punch]:
+    """Begin to punch so many bytes of each file."""
+    punches = [Punch(path, length) for path, length in lengths.items()]
+    for punch in punches:
         punch.start()
-        shim.event()
-        assert shim.socket.recv(1) == b""
+    return punches
+
+
+def end_punches(punches: Sequence[Punch]) -> None:
+    """Wait for the end of each."""
+    for punch in punches:
         punch.join(PATIENCE)
         assert not punch.is_alive()
-        assert mount.log.read_text().count("disconnected") == 1
 
 
-def watch(shim: Peer, semantics: str) -> None:
+def watch(shim: Peer, semantics: str, name: str = "guest") -> None:
     """Register a notifier of the file, or of its first page."""
     made = (
-        shim.do("register-notifier", file="/guest")
+        shim.do("register-notifier", file=f"/{name}")
         if semantics in ("v8", "v10")
-        else shim.do("bind", file="/guest", start=0, end=1)
+        else shim.do("bind", file=f"/{name}", start=0, end=1)
     )
     assert list(made) == ["notifier"]
 

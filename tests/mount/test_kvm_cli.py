@@ -331,9 +331,9 @@ def test_a_bar_on_a_terminal(mount: Mount) -> None:
     [
         (("--seconds", "0"), "'0' is not a number of seconds"),
         (("--seconds", "long"), "'long' is not a number of seconds"),
-        (("--vcpus", "0"), "'0': give 1 or more"),
-        (("--punchers", "-1"), "'-1': give 0 or more"),
-        (("--seed", "x"), "'x': give 0 or more"),
+        (("--vcpus", "0"), "'0' is not a whole number from 1 to 256"),
+        (("--punchers", "-1"), "'-1' is not a whole number from 0 to 256"),
+        (("--seed", "x"), "'x' is not a whole number from 0 to "),
     ],
 )
 def test_numbers_are_checked(option: tuple[str, str], expected: str) -> None:
@@ -373,6 +373,9 @@ def test_stress_finds_a_broken_part(bug: str, monkeypatch: pytest.MonkeyPatch) -
         if bug in ("end", "waiting"):
             # The threads of these bugs do not end.
             patch.setattr(stress, "_STOP_SECONDS", 0.2)
+        if bug in ("references", "unregister"):
+            # What these bugs leave does not go.
+            patch.setattr(stress, "_GONE_SECONDS", 0.5)
         kvm_bugs.BUGS[bug](patch)
         report = run_stress(shim)
     found = report.violations
@@ -450,6 +453,7 @@ def test_violations_are_reported_and_the_status_is_1(
     mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kvm_bugs.BUGS["references"](monkeypatch)
+    monkeypatch.setattr(stress, "_GONE_SECONDS", 0.5)
     out, _ = kvm("stress", "--seconds", "1", mount.path, status=1)
     assert re.search(r"^violations: \d+\n  file page \d+: ", out, re.MULTILINE)
     assert re.search(r"^  \.\.\. and \d+ more$", out, re.MULTILINE)

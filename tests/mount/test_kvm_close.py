@@ -13,7 +13,7 @@ import pytest
 
 import inaccfs
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, Vmm
-from tests.mount.support import PATIENCE
+from tests.mount.support import PATIENCE, ask_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,6 +185,7 @@ def test_pages_of_a_file_that_has_gone_are_shared(semantics: str) -> None:
         os.close(fd)
         os.statvfs(mount.path)
         vm.notice_closed_files()
+        assert not vm.is_private(3)
         for private, flags in ((None, 0), (True, 8), (False, 0)):
             with pytest.raises(MemoryFaultExit) as caught:
                 vcpu.read(0x3000, 6, private=private)
@@ -196,6 +197,31 @@ def test_pages_of_a_file_that_has_gone_are_shared(semantics: str) -> None:
         with pytest.raises(OSError, match="closed by all") as refused:
             vm.populate(0, PAGE)
         assert refused.value.errno == errno.EFAULT
+
+
+def test_attributes_of_a_file_that_has_gone_cannot_be_asked_or_set() -> None:
+    """They vanish with the file, as get-pfn says; only its memory is still there."""
+    with (
+        inaccfs.mounted(size="16m", semantics="in-place-v8") as mount,
+        inaccfs.connect(mount.path) as shim,
+    ):
+        fd = shim.memfd_create("guest", size=SIZE)
+        with shim.weak_file(fd) as weak:
+            weak.set_memory_attributes(0, 1, False)
+            assert [one.private for one in weak.query_memory_attributes()] == [
+                *(False, True)
+            ]
+            os.close(fd)
+            ask_until(lambda: weak.query().opens == 0)
+            for ask in (
+                lambda: weak.get_pfn(3),
+                weak.query_memory_attributes,
+                lambda: weak.query_memory_attribute(3),
+                lambda: weak.set_memory_attributes(0, 1, True),
+            ):
+                with pytest.raises(OSError, match="closed by all") as refused:
+                    ask()
+                assert refused.value.errno == errno.EFAULT
 
 
 def test_v8_holds_the_file() -> None:

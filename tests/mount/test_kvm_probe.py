@@ -161,11 +161,16 @@ def test_beside_this_machines_kvm_it_differs_as_listed() -> None:
     assert set(differing(found)) <= set(listed("Beside /dev/kvm of Linux 6.18"))
 
 
+# Under v8 its guest runs through all its memory, until a time limit ends it.
+SLOW: Final = "exit-execute-plain-slot"
+
+
 def test_alone_nothing_differs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first rows of each group, for people."""
-    some = [row for _, rows in groupby(ROWS, _group) for row in islice(rows, 3)]
+    quick = [row for row in ROWS if row.name != SLOW]
+    some = [row for _, rows in groupby(quick, _group) for row in islice(rows, 3)]
     monkeypatch.setattr(table, "compare", partial(compare, rows=some))
     assert main(["kvm", "probe"]) == 0
     printed = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Names: made, moved, linked, listed and removed as on the tmpfs below."""
+"""Names: made, moved, linked and removed as on the tmpfs below."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from tests.mount.support import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from inaccfs import Mount
 
 pytestmark = pytest.mark.fuse
@@ -305,106 +303,6 @@ def test_a_name_can_be_moved_onto_a_link_of_the_same_file(mount: Mount) -> None:
     assert os.stat(file).st_nlink == 2
 
 
-# --- listing ------------------------------------------------------------------
-
-
-@support.needs_root
-def test_a_hundred_thousand_names_are_listed_each_once(scratch: Path) -> None:
-    count = 100_000
-    with (
-        support.tmpfs(
-            scratch / "memory", f"size=64m,mode=700,nr_inodes={count + 10}"
-        ) as m,
-        support.mounted(backing=m) as mount,
-    ):
-        wanted = {f"name-{number}" for number in range(count)}
-        for name in wanted:
-            os.mknod(m / name)
-
-        names = os.listdir(mount.path)
-
-        assert len(names) == count
-        assert set(names) == wanted
-
-
-def test_a_removal_while_listing_loses_no_other_name(mount: Mount) -> None:
-    names = {f"name-{number}" for number in range(2000)}
-    for name in names:
-        os.mknod(mount.path / name)
-    seen = []
-    for entry in os.scandir(mount.path):
-        seen.append(entry.name)
-        os.unlink(entry.path)
-
-    assert len(seen) == len(names)
-    assert set(seen) == names
-    assert os.listdir(mount.path) == []
-
-
-def test_rm_removes_a_tree(mount: Mount) -> None:
-    run(
-        "sh",
-        "-c",
-        "mkdir -p t/a/b/c t/d; "
-        "for d in t t/a t/a/b t/d; do seq -f $d/%g 400 | xargs touch; done",
-        cwd=mount.path,
-    )
-    assert len(os.listdir(mount.path / "t")) == 402
-
-    run("rm", "-rf", "t", cwd=mount.path)
-
-    assert os.listdir(mount.path) == []
-
-
-def test_a_directory_can_be_read_from_where_it_was_left(mount: Mount) -> None:
-    """seekdir(3) and rewinddir(3): lseek(2) to an offset that getdents64(2) gave."""
-    wanted = {f"{number:04}-{'n' * 40}".encode() for number in range(1000)}
-    for name in wanted:
-        os.mknod(os.path.join(os.fsencode(mount.path), name))
-    with opened(mount.path, os.O_RDONLY) as fd:
-        entries = []
-        while some := raw.getdents(fd, 4096):
-            entries += some
-        names = [name for name, _ in entries]
-        assert sorted(names) == sorted([b".", b"..", *wanted])
-
-        for place in (0, 1, 2, 500, 999):
-            os.lseek(fd, entries[place][1], os.SEEK_SET)
-            assert raw.getdents(fd)[0][0] == names[place + 1]
-        os.lseek(fd, entries[-1][1], os.SEEK_SET)
-        assert raw.getdents(fd) == []
-        # The position stays valid when the names before it are removed.
-        os.unlink(os.path.join(os.fsencode(mount.path), names[10]))
-        os.lseek(fd, entries[20][1], os.SEEK_SET)
-        assert raw.getdents(fd)[0][0] == names[21]
-        os.lseek(fd, 0, os.SEEK_SET)
-        assert raw.getdents(fd)[0][0] == b"."
-        # A name that was made meanwhile is there after the rewind.
-        os.mknod(mount.path / "new")
-        os.lseek(fd, 0, os.SEEK_SET)
-        again: list[bytes] = []
-        while some := raw.getdents(fd):
-            again += [name for name, _ in some]
-        assert b"new" in again
-        assert names[10] not in again
-        assert len(again) == len(names)
-
-
-def test_listing_shows_kinds_and_inodes(mount: Mount) -> None:
-    new_file(mount.path / "file")
-    (mount.path / "directory").mkdir()
-    (mount.path / "link").symlink_to("file")
-    for entry in os.scandir(mount.path):
-        assert entry.inode() == os.lstat(entry.path).st_ino
-        assert entry.is_dir(follow_symlinks=False) == (entry.name == "directory")
-        assert entry.is_symlink() == (entry.name == "link")
-    output = run("ls", "-ai", mount.path / "directory").stdout.split()
-    assert output == [
-        *(str(os.stat(mount.path / "directory").st_ino), "."),
-        *(str(os.stat(mount.path).st_ino), ".."),
-    ]
-
-
 # --- unusual names and trees --------------------------------------------------
 
 
@@ -472,71 +370,3 @@ class OpenedAt:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
-
-
-# --- a wrapped directory, which others may change, too ------------------------
-
-
-@support.needs_root
-def test_names_that_change_in_the_backing_show_at_once(memory: Path) -> None:
-    with support.mounted(backing=memory) as mount:
-        assert not (mount.path / "file").exists()
-        new_file(memory / "file", PAGE)
-        assert os.stat(mount.path / "file").st_size == PAGE
-
-        os.rename(memory / "file", memory / "moved")
-        assert not (mount.path / "file").exists()
-        assert os.stat(mount.path / "moved").st_size == PAGE
-
-        os.unlink(memory / "moved")
-        new_file(memory / "moved", 2 * PAGE)
-        assert os.stat(mount.path / "moved").st_size == 2 * PAGE
-
-        os.unlink(memory / "moved")
-        (memory / "moved").mkdir()
-        new_file(memory / "moved" / "inner", 3 * PAGE)
-        assert os.stat(mount.path / "moved/inner").st_size == 3 * PAGE
-        os.chmod(memory / "moved", 0o711)
-        assert stat.S_IMODE(os.stat(mount.path / "moved").st_mode) == 0o711
-        assert os.listdir(mount.path) == ["moved"]
-
-
-@support.needs_root
-def test_open_files_survive_changes_in_the_backing(
-    memory: Path,
-) -> None:
-    with support.mounted(backing=memory) as mount:
-        with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
-            raw.fallocate(fd, 0, 0, PAGE)
-            os.unlink(memory / "file")
-            assert os.fstat(fd).st_nlink == 0
-            raw.fallocate(fd, 0, PAGE, PAGE)
-            assert allocated(fd) == 2 * PAGE
-            new_file(memory / "file", 8 * PAGE)
-            assert os.stat(mount.path / "file").st_size == 8 * PAGE
-            assert os.fstat(fd).st_size == 2 * PAGE
-        support.wait_until_unused(mount.path)
-
-
-@support.needs_root
-def test_the_files_of_a_wrapped_directory_stay_after_the_mount(memory: Path) -> None:
-    with support.mounted(backing=memory) as mount:
-        run("fallocate", "-l", PAGE, new_file(mount.path / "file"))
-    assert allocated(memory / "file") == PAGE
-    with support.mounted(backing=memory) as mount:
-        assert allocated(mount.path / "file") == PAGE
-        assert outcome(os.truncate, mount.path / "file", 0) == "EPERM"
-
-
-@support.needs_root
-def test_another_file_system_below_a_wrapped_directory_is_left_out(
-    memory: Path,
-) -> None:
-    """Its inode numbers could be those of files of the wrapped one."""
-    with (
-        support.tmpfs(memory / "other") as other,
-        support.mounted(backing=memory) as mount,
-    ):
-        new_file(other / "file")
-        assert outcome(os.stat, mount.path / "other/file") in ("EXDEV", "ENOENT")
-        assert os.listdir(mount.path) == []

@@ -189,13 +189,14 @@ except targets.ProbeError as exc:
 """
 
 
+# A shorter time limit for each row.
+LIMIT: Final = "from inaccfs.probe import children; children.LIMIT = {}"
+
+
 def test_a_daemon_that_is_stopped_is_no_hang(mount: Mount) -> None:
     os.kill(mount.pid, signal.SIGSTOP)
     try:
-        program = (
-            "import sys; from inaccfs.probe import children; children.LIMIT = 0.2\n"
-            "from inaccfs.cli import main; sys.exit(main(sys.argv[1:]))"
-        )
+        program = support.program(LIMIT.format(0.2))
         ran = run(sys.executable, "-c", program, "probe", mount.path, status=2)
     finally:
         os.kill(mount.pid, signal.SIGCONT)
@@ -321,11 +322,8 @@ def test_guest_memfd_semantics_differ_only_as_listed(
 def test_without_the_seal_they_differ_only_as_listed() -> None:
     """The mount is a user's, the guest_memfd is root's: privileges differ, too."""
     guest_memfd = outcomes(probe("guest_memfd"))
-    program = (
-        # A row that hangs is not waited for long.
-        "import sys; from inaccfs.probe import children; children.LIMIT = 1\n"
-        "from inaccfs.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+    # A row that hangs is not waited for long.
+    program = support.program(LIMIT.format(1))
     with tempfile.TemporaryDirectory(prefix="inaccfs-") as path:
         home = Path(path)
         home.chmod(0o755)

@@ -232,9 +232,9 @@ def test_o_direct_makes_no_file_and_sets_no_size(mount: Mount, file: Path) -> No
 def test_an_open_file_does_not_become_o_direct(mount: Mount, file: Path) -> None:
     with opened(file) as fd:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-        fcntl_told = outcome(fcntl.fcntl, fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+        fcntl_outcome = outcome(fcntl.fcntl, fd, fcntl.F_SETFL, flags | os.O_DIRECT)
         # The kernel may accept the flag; the outcomes must stay the same.
-        assert fcntl_told in ("ok", "EINVAL")
+        assert fcntl_outcome in ("ok", "EINVAL")
         assert outcome(os.read, fd, PAGE) == "EINVAL"
         assert outcome(os.write, fd, bytes(PAGE)) == "EINVAL"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 
 import inaccfs
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
+from tests.mount import support
 from tests.mount.support import (
     PAGE,
     complaint,
@@ -102,7 +104,10 @@ def test_whom_an_invalidation_waits_for_is_shown(mount: Mount, scratch: Path) ->
 def test_a_daemon_that_has_stopped_does_not_stop_it(
     mount: Mount, scratch: Path
 ) -> None:
-    command = inaccfs_command("top", mount.path)
+    program = support.program(
+        "from inaccfs.cli import topview; topview._SILENT_SECONDS = 0.5"
+    )
+    command = [sys.executable, "-c", program, "top", str(mount.path)]
     with terminal(scratch, *command, columns=80, lines=24) as made:
         made.wait(lambda screen: "inaccfs top" in screen[0])
         os.kill(mount.pid, signal.SIGSTOP)

@@ -129,9 +129,8 @@ def test_a_stopped_daemon_loses_its_connection_and_umount_says_so(
 
 @pytest.mark.usefixtures("_hasty")
 def test_a_stopped_daemon_that_stays_is_reported_with_its_pid(
-    point: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+    point: Path, scratch: Path
 ) -> None:
-    monkeypatch.setattr(ending, "_ENDING_SECONDS", 0.1)
     log = scratch / "log"
     cli("mount", "--log", log, point)
     pid = support.status_of(point).pid

@@ -83,6 +83,10 @@ class Nobody:
         """Run inaccfs as this user."""
         return run(*self.python("-m", "inaccfs", *words), status=status)
 
+    def umount_stopped(self) -> str:
+        """What inaccfs umount prints, with status 0, if the daemon is stopped."""
+        return run(*self.python("-c", support.HASTY, "umount", self.point)).stderr
+
     def complaint(self, *words: str | Path) -> str:
         """The error message of inaccfs: exactly one line."""
         message = self.inaccfs(*words, status=1).stderr
@@ -485,7 +489,7 @@ def test_a_users_stopped_daemon_is_unmounted_and_reported(nobody: Nobody) -> Non
     daemon = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGSTOP)
-        message = nobody.inaccfs("umount", nobody.point).stderr
+        message = nobody.umount_stopped()
         assert message.startswith(
             f"inaccfs: {nobody.point} is unmounted; its daemon did not answer, and "
             "only root can abort its connection (echo 1 > /sys/fs/fuse/connections/"
@@ -510,12 +514,13 @@ def test_root_unmounts_a_users_mount(nobody: Nobody, state: str) -> None:
     pid = int(nobody.pid())
     daemon = os.pidfd_open(pid)
     try:
+        umount = support.inaccfs_command("umount", nobody.point)
         if state == "stopped":
             os.kill(pid, signal.SIGSTOP)
+            umount = support.hasty_command("umount", nobody.point)
         elif state == "dead":
             os.kill(pid, signal.SIGKILL)
             support.wait_readable(daemon)
-        umount = support.inaccfs_command("umount", nobody.point)
         message = nobody.namespace.run(*umount).stderr
         if state == "works":
             assert message == ""
@@ -540,7 +545,7 @@ def test_a_user_aborts_by_fusectl(nobody: Nobody) -> None:
     daemon = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGSTOP)
-        message = nobody.inaccfs("umount", nobody.point).stderr
+        message = nobody.umount_stopped()
         assert "its daemon did not answer, so its connection is aborted" in message
     finally:
         with suppress(ProcessLookupError):
@@ -734,3 +739,54 @@ def test_a_runtime_directory_of_another_user_is_refused(nobody: Nobody) -> None:
     nobody.namespace.shell(f"mkdir {nobody.runtime}/inaccfs")
     message = nobody.complaint("mount", nobody.point)
     assert "is not a directory of yours: remove it, or set XDG_RUNTIME_DIR" in message
+
+
+MODES = """
+import os, sys, inaccfs
+os.umask(int(sys.argv[1], 8))
+def show(path):
+    print(oct(os.lstat(path).st_mode & 0o7777), os.path.basename(path))
+with inaccfs.mounted() as mount:
+    os.close(os.open(mount.path / "file", os.O_RDWR | os.O_CREAT, 0o666))
+    show(mount.path)
+    show(mount.control)
+    show(mount.log)
+    show(mount.path.parent)
+try:
+    with inaccfs.mounted(options="backing=/proc"):
+        pass
+except inaccfs.MountError as exc:
+    print(exc)
+"""
+
+
+@pytest.mark.parametrize("mask", ["0", "022", "077", "0777"])
+def test_what_mounts_make_does_not_depend_on_the_umask(
+    nobody: Nobody, mask: str
+) -> None:
+    """Only the files in the mount do, and those that the user names."""
+    said = run(*nobody.python("-c", MODES, mask)).stdout.splitlines()
+    *made, scratch, refusal = said
+    assert made == ["0o700 mnt", "0o600 control", "0o600 log"]
+    assert scratch.startswith("0o700 inaccfs-")
+    assert refusal.startswith("backing /proc is on proc: ")
+
+    nobody.environment["XDG_RUNTIME_DIR"] = str(nobody.runtime / "missing")
+    python = nobody.python("-m", "inaccfs", "mount", "-v", nobody.point)
+    at = python.index("-m")
+    interpreter = python[at - 1]
+    run(
+        *python[: at - 1],
+        *("sh", "-c", f'umask {mask}; exec "$@"', "sh", interpreter, *python[at:]),
+    )
+    try:
+        places = "missing", "missing/inaccfs"
+        modes = [
+            nobody.run("stat", "-c", "%a", nobody.runtime / place).stdout
+            for place in places
+        ]
+        assert modes == ["700\n", "700\n"]
+        found = nobody.run("sh", "-c", f"stat -c %a {nobody.runtime}/missing/inaccfs/*")
+        assert found.stdout == "600\n600\n"
+    finally:
+        nobody.inaccfs("umount", nobody.point)

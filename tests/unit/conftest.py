@@ -11,12 +11,15 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
+from inaccfs import syscalls
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.errors import BackingError
 from inaccfs.fuse.namespace import Namespace
+from inaccfs.fuse.operations import Operations
 from inaccfs.semantics import V8
 from inaccfs.shim.superblock import Superblock
+from tests.unit.allocator_fakes import Stuck, StuckInUndoing, Worker, Working, working
 from tests.unit.client_fakes import FakeDaemon, no_fds_leak
 from tests.unit.control_fakes import Control, controlling
 from tests.unit.fakes import BlockedAllocator, World, serving
@@ -75,6 +78,15 @@ def namespace(backing: Backing) -> Iterator[Namespace]:
 
 
 @pytest.fixture
+def operations(namespace: Namespace) -> Operations:
+    async def value() -> bytes:
+        await trio.lowlevel.checkpoint()
+        return b"value"
+
+    return Operations(namespace, {"user.virtual": value})
+
+
+@pytest.fixture
 def blocked() -> BlockedAllocator:
     """The allocator of `world`: it blocks in each long allocation."""
     return BlockedAllocator()
@@ -116,3 +128,35 @@ def daemon(scratch: Path) -> Iterator[FakeDaemon]:
         made = FakeDaemon(str(scratch / "socket"))
         yield made
         made.close()
+
+
+@pytest.fixture
+def allocator() -> Iterator[Working]:
+    """A real allocator, with workers of its own."""
+    with working() as made:
+        yield made
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    """A memfd for `allocator`."""
+    fd = os.memfd_create("backing")
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    """The workers of every allocator that is made from now on get stuck."""
+    made = Worker(tmp_path)
+    monkeypatch.setattr(syscalls, "fallocate", Stuck(made.path))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def undoing_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """The same, but they take long to die."""
+    stuck = StuckInUndoing(worker.path, worker.undoing_path)
+    monkeypatch.setattr(syscalls, "fallocate", stuck)
+    return worker

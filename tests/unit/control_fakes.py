@@ -25,6 +25,7 @@ from inaccfs.fuse.namespace import Namespace
 from inaccfs.helper import wire
 from inaccfs.helper.tasks import Helper, Received
 from inaccfs.semantics import V8
+from inaccfs.shim.call import PageRange
 from inaccfs.shim.frames import Extent, Fetched, Punched
 from inaccfs.shim.superblock import Superblock
 from inaccfs.status import Status
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from inaccfs.backing.root import Backing
     from inaccfs.control.limits import Policy
-    from inaccfs.control.openfiles import Listed, OpenFile
+    from inaccfs.control.mountfiles import Listed, OpenFile
     from inaccfs.fuse.nodes import Node
     from inaccfs.semantics import Semantics
 
@@ -160,6 +161,9 @@ class FakeFrames:
         self.at.update(self.moves)
         self.moves = {}
         return moved
+
+    def reach(self, start: int, end: int) -> PageRange:
+        return PageRange(start, end)
 
     def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         if self.full:
@@ -337,7 +341,7 @@ class Control:
     async def all_closed(self) -> None:
         """Wait until there are no peers, and all connections are closed."""
         await self.peers_down_to(0)
-        while self.server.transport.closings.connections:
+        while self.server.parts.closings.connections:
             await trio.lowlevel.checkpoint()
 
 
@@ -386,7 +390,13 @@ async def controlling(
         helper = helper or DirectHelper()
         files = Files(namespace, mountpoint, device, helper)
         made = server.Server(
-            *(socket, actions, files, shim, policy), receiver=helper, device=device
+            socket,
+            actions,
+            files,
+            shim,
+            policy,
+            receiver=helper,
+            device=device,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.run)

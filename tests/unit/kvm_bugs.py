@@ -79,7 +79,7 @@ def _unregister(patch: pytest.MonkeyPatch) -> None:
 
 
 def _counts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Mmu, "_drop", lambda *_: None)
+    patch.setattr(Mmu, "_unmap", lambda *_: None)
     patch.setattr(
         Mmu, "zap_locked", lambda self, start, end, *_: self.table.zap(start, end)
     )

@@ -331,3 +331,27 @@ def guest(
         with VM(made, hooks=hooks, default_private=default_private) as vm:
             add_slot(vm, file, shared=shared)
             yield Guest(made, vm, file, shared)
+
+
+def to_shared(vm: VM) -> Callable[[int, int], None]:
+    """The conversion of a gpa and a size, in bytes, to shared memory."""
+    return lambda gpa, size: vm.set_memory_attributes(gpa, size, private=False)
+
+
+class Once:
+    """A hook that does something at a point, only the first time.
+
+    It does so in the thread that faults, so each race has the same order in every run.
+    """
+
+    def __init__(self, point: str) -> None:
+        self.point = point
+        self.act: Callable[[], object] | None = None
+        # All points that were passed, with their gfns.
+        self.seen: list[tuple[str, int, int]] = []
+
+    def __call__(self, point: str, start: int, end: int) -> None:
+        self.seen.append((point, start, end))
+        if point == self.point and self.act is not None:
+            act, self.act = self.act, None
+            act()

@@ -30,8 +30,8 @@ def outcome(call: Callable[..., object], *arguments: object, **options: object) 
     try:
         found = call(*arguments, **options)
     except MemoryFaultExit as exc:
-        told = f"exit {exc.flags} {exc.gpa:#x}"
-        return f"{told} {errno.errorcode[exc.errno]}" if exc.errno else told
+        text = f"exit {exc.flags} {exc.gpa:#x}"
+        return f"{text} {errno.errorcode[exc.errno]}" if exc.errno else text
     except MmioExit as exc:
         return f"MMIO {exc.gpa:#x}"
     except OSError as exc:

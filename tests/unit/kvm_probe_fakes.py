@@ -7,12 +7,9 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errors import InaccfsError
-from inaccfs.kvm.probe.protocol import (
-    KVM_MEM_GUEST_MEMFD,
-    PAGE,
-    AbsentError,
-    Region,
-)
+from inaccfs.kvm.probe.protocol import AbsentError, Region
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.kvmcalls import KVM_MEM_GUEST_MEMFD
 
 if TYPE_CHECKING:
     import mmap
@@ -38,7 +35,7 @@ class FakeVm:
         raise AbsentError("KVM_ENABLE_CAP")
 
     def create_guest_memfd(self, size: int, flags: int, reserved: int = 0) -> int:
-        if size <= 0 or size % PAGE or flags:
+        if size <= 0 or size % PAGE_SIZE or flags:
             raise OSError(errno.EINVAL, "size, flags")
         fd = os.memfd_create("fake")
         os.ftruncate(fd, size)
@@ -50,7 +47,7 @@ class FakeVm:
     def set_user_memory_region2(self, region: Region) -> None:
         offset = region.guest_memfd_offset
         wrong = offset == 1 and region.memory_size and region.guest_memfd >= 0
-        if offset % PAGE and not (wrong and self._error == "region-offset-1"):
+        if offset % PAGE_SIZE and not (wrong and self._error == "region-offset-1"):
             raise OSError(errno.EINVAL, "offset")
         if not region.memory_size:
             if self._slots.pop(region.slot, None) is None:
@@ -66,7 +63,9 @@ class FakeVm:
             if (
                 os.path.sameopenfile(region.guest_memfd, other.guest_memfd)
                 and _overlap(offset, other.guest_memfd_offset, region, other)
-                and not (self._error == "slot-file-one-page" and offset == 7 * PAGE)
+                and not (
+                    self._error == "slot-file-one-page" and offset == 7 * PAGE_SIZE
+                )
             ):
                 raise OSError(errno.EINVAL, "file")
         self._slots[region.slot] = region
@@ -113,7 +112,7 @@ class FakeKvm:
         return FakeVm(self._error)
 
     def cached(self, fd: int) -> int:
-        return os.fstat(fd).st_blocks * 512 // PAGE
+        return os.fstat(fd).st_blocks * 512 // PAGE_SIZE
 
 
 class FakeOpponent:

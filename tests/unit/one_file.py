@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from inaccfs import errnos
 from inaccfs.inprocess import Mount
 from inaccfs.semantics import V8
 from inaccfs.syscalls import PUNCH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from inaccfs.inprocess import Client, File
     from inaccfs.semantics import Semantics
@@ -24,6 +25,15 @@ def mine(base: type[Semantics] = V8, /, **chosen: object) -> Semantics:
     """A version, but for some rules."""
     made: Semantics = type("Mine", (base,), chosen)()
     return made
+
+
+def outcome(call: Callable[..., None], *arguments: int) -> str:
+    """ "ok", or the errno's name."""
+    try:
+        call(*arguments)
+    except OSError as exc:
+        return errnos.NAMES[exc.errno or 0]
+    return "ok"
 
 
 @dataclass

@@ -125,7 +125,7 @@ class World:
 
     async def get(self, holder: Holder, start: int, end: int) -> list[Extent]:
         extents, moved = await self.file.pages.get(holder, start, end)
-        await self.file.pages.tell_moved(moved)
+        await self.file.pages.moved.tell(moved)
         return extents
 
     def put(self, holder: Holder, start: int, count: int = 1) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -325,6 +326,32 @@ def test_the_directory_of_a_killed_daemon_is_removed_first(refusing: Path) -> No
     with closing(private_tmpfs(TmpfsOptions(), fallback_name="t")):
         assert os.listdir(refusing) == [f"t.{os.getpid()}"]
         assert os.listdir(refusing / f"t.{os.getpid()}") == []
+
+
+@forks
+@pytest.mark.parametrize("step", ["flock", "open_root"])
+def test_one_that_another_process_removes_before_it_is_locked_is_made_again(
+    step: str, refusing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: Any = fcntl if step == "flock" else fallback
+    true = getattr(where, step)
+    removed: list[Path] = []
+
+    def late(*arguments: Any) -> Any:
+        if not removed and (made := list(refusing.iterdir())):
+            removed.extend(made)
+            os.chown(removed[0], os.geteuid(), -1)
+            remove_fallbacks("t")
+            assert os.listdir(refusing) == []
+        return true(*arguments)
+
+    fds = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(where, step, late)
+    with closing(private_tmpfs(TmpfsOptions(), fallback_name="t")) as backing:
+        assert removed == [refusing / f"t.{os.getpid()}"]
+        os.close(os.open("file", os.O_CREAT, dir_fd=backing.root))
+        assert os.listdir(removed[0]) == ["file"]
+    assert len(os.listdir("/proc/self/fd")) == fds
 
 
 @forks

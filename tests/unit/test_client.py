@@ -41,7 +41,7 @@ from inaccfs.control.messages import (
     RegisterNotifier,
     UnregisterNotifier,
 )
-from inaccfs.errors import NotMountedError
+from inaccfs.errors import NoThreadError, NotMountedError
 from inaccfs.fuse import finding
 from inaccfs.semantics import V8
 from tests.unit.client_fakes import (
@@ -814,6 +814,46 @@ def test_an_interpreter_ends_with_a_forgotten_client(daemon: FakeDaemon) -> None
         text=True,
     )
     assert done.stdout == "done\n"
+
+
+NO_THREAD = """
+import os, sys, threading, inaccfs, trio
+from inaccfs.client import aio
+
+def fds():
+    return len(os.listdir("/proc/self/fd"))
+
+async def connect():
+    async with aio.connect(sys.argv[1]):
+        print("connected")
+
+shim = inaccfs.connect(sys.argv[1])
+memory = shim.file("/a")
+before = fds()
+# As at a limit of processes: no address space has room for such a stack.
+threading.stack_size(1 << 62)
+for ask in (lambda: memory.register_notifier(print), lambda: trio.run(connect)):
+    try:
+        ask()
+    except inaccfs.InaccfsError as exc:
+        print(exc, fds() - before)
+threading.stack_size(0)
+memory.register_notifier(print).unregister()
+trio.run(connect)
+shim.close()
+"""
+
+
+def test_without_a_thread_a_client_says_so_and_works_on(daemon: FakeDaemon) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", NO_THREAD, daemon.path],
+        check=True,
+        timeout=PATIENCE,
+        capture_output=True,
+        text=True,
+    )
+    said = f"{NoThreadError()} 0"
+    assert done.stdout.splitlines() == [said, said, "connected"]
 
 
 FORKED = """

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +25,7 @@ from inaccfs.client import (
 from inaccfs.control import messages
 from inaccfs.control.messages import (
     CloseFd,
+    Extent,
     GetFd,
     GetMemory,
     GetPfn,
@@ -34,6 +36,8 @@ from inaccfs.control.messages import (
     PutPfn,
     QueryVersion,
     RegisterNotifier,
+    Unfreeze,
+    UnpinPages,
     UnregisterNotifier,
 )
 from inaccfs.errors import NotMountedError
@@ -324,6 +328,28 @@ async def test_it_is_given_back_in_a_cancelled_scope_too(
             await memory.put_pfn(pfn)
     await next_of(peer, GetPfn)
     assert await next_any(peer) == PutPfn(file="/a", pfn=1001)
+
+
+async def test_pins_and_a_freeze_are_given_back_in_a_cancelled_scope_too(
+    both: tuple[aio.Client, Peer],
+) -> None:
+    """All of them, though they take several commands."""
+    shim, peer = both
+    memory = await shim.file("/a")
+    pins = [Extent(offset, 1000 + 2 * offset, 1, 0) for offset in range(600)]
+    for give_back, kind, count in (
+        (partial(memory.unpin_pages, pins), UnpinPages, 3),
+        (partial(memory.put_pfns, pins), PutPfn, 3),
+        (memory.unfreeze, Unfreeze, 1),
+    ):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await give_back()
+        assert scope.cancelled_caught
+        sent = [await next_any(peer) for _ in range(count)]
+        assert {type(command) for command in sent} == {kind}
+    assert await shim.query_version() == messages.version()
+    assert await next_any(peer) == QueryVersion()
 
 
 async def test_the_fd_of_a_cancelled_command_is_closed(

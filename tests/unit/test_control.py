@@ -173,7 +173,10 @@ async def test_quit_is_answered_before_the_daemon_ends(scratch: Path) -> None:
             # As when the daemon ends: all tasks in its nursery are cancelled.
             actions = Actions(Daemon().status, nursery.cancel_scope.cancel)
             made = server.Server(
-                *(listener, actions, NoFiles(), Superblock(V8(), PAGE)),
+                listener,
+                actions,
+                NoFiles(),
+                Superblock(V8(), PAGE),
                 receiver=DirectHelper(),
             )
             client = socket.socket(socket.AF_UNIX)

@@ -516,6 +516,29 @@ async def test_pins_are_counted_listed_and_limited(
         assert await convert(peer, 0, PAGES, True) == {}
 
 
+async def test_pins_and_references_have_one_limit_together(
+    scratch: Path, backing: Backing
+) -> None:
+    policy = Policy(limits=Limits(pages=4))
+    async with (
+        serving(scratch, backing, policy=policy, initial="shared") as control,
+        control.peer() as peer,
+    ):
+        await peer.do("bind", file="/guest", start=0, end=PAGES)
+        place = {"file": "/guest", "offset": 0}
+        assert "extents" in await peer.do("get-pfn", **place, count=2)
+        answer = await peer.do("pin-pages", **place, count=3)
+        assert answer.startswith("EDQUOT: 2 pages are got or pinned and 3 more")
+        await peer.do("pin-pages", **place, count=2)
+        for command in ("get-pfn", "pin-pages"):
+            answer = await peer.do(command, **place)
+            assert answer.startswith("EDQUOT: 4 pages are got or pinned"), command
+        assert await peer.do("unpin-pages", file="/guest", pfn=BASE) == {}
+        assert "pfn" in await peer.do("get-pfn", **place)
+        assert await peer.do("put-pfn", file="/guest", pfn=BASE, count=2) == {}
+        assert "extents" in await peer.do("pin-pages", **place, count=2)
+
+
 async def test_pins_that_never_go_end_with_their_peer(
     scratch: Path, backing: Backing
 ) -> None:
@@ -544,10 +567,14 @@ async def test_a_prepared_binding_takes_effect_when_it_is_committed(
         place = {"file": "/guest", "start": 0, "end": 4}
         made = await peer.do("bind", **place, prepare=True)
         # It is not bound yet.
+        (row,) = await other.do("query-notifiers")
+        assert (row["start"], row["end"], row["effective"]) == (0, 4, False)
         answer = await peer.do("get-pfn", file="/guest", offset=0)
         assert answer.startswith("EIO: ")
         assert await convert(other, 0, 1) == {}
         assert await peer.do("commit-bind", **made) == {}
+        (row,) = await other.do("query-notifiers")
+        assert (row["start"], row["end"], row["effective"]) == (0, 4, True)
         assert "pfn" in await peer.do("get-pfn", file="/guest", offset=0)
         answer = await peer.do("commit-bind", **made)
         assert answer.startswith("ENOENT: this peer has not prepared")

@@ -383,7 +383,7 @@ async def test_a_full_epoll_makes_a_peer_wait(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """At fs.epoll.max_user_watches it waits until another fd is removed."""
-    readers = control.server.transport.readers
+    readers = control.server.parts.readers
     real = readers.add
     failures = 3
 

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from inaccfs.control.limits import Limits, Policy
+from inaccfs.fuse.files import OpenFile
 from inaccfs.fuse.nodes import let_go
 from inaccfs.shim.slices import Slices
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
@@ -23,10 +24,12 @@ from tests.unit import fakes
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import Node
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.notice import Notice
 
 
 @pytest.fixture
@@ -72,6 +75,48 @@ async def test_an_fd_is_the_file_that_it_has_open(control: Control) -> None:
         assert node.opens == 1
         assert "ENOENT" in await peer.do("closefd", fdname="mine")
     os.close(fd)
+
+
+class Listener:
+    """A notifier that answers at once."""
+
+    who = number = 0
+
+    def __init__(self, file: InaccessibleFile) -> None:
+        self.file = file
+        self.events: list[tuple[int, int]] = []
+
+    def tell(self, notice: Notice, sequence: int | None) -> None:
+        self.events.append((notice.start, notice.end))
+        assert sequence is not None
+        self.file.notifiers.answer(self, sequence)
+
+    def evict(self) -> None:
+        raise AssertionError
+
+
+async def test_the_events_of_a_last_close_do_not_need_the_fd(
+    control: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last weak open may be closed before the task runs that sends them."""
+    node = control.make("guest", 4)
+    opens = control.namespace.opens
+    weak = OpenFile(opens, node)
+    weak.weaken()
+    listener = Listener(weak.file)
+    await weak.file.notifiers.register(listener)
+    control.namespace.unlink(control.namespace.inodes.root, b"guest")
+    tasks: list[Callable[[], Awaitable[None]]] = []
+    opens.start = tasks.append
+    opens.release(node)
+    weak.close()
+    control.namespace.inodes.forget(node.ino, 1)
+    with fakes.refused(errno.EBADF):
+        os.fstat(weak.file.fd)
+    (task,) = tasks
+    await task()
+    assert caplog.text == ""
+    assert listener.events == [(0, 4)]
 
 
 async def test_the_server_keeps_no_fd_of_a_peer(control: Control) -> None:
@@ -311,7 +356,7 @@ async def test_everything_else_goes_on_while_a_punch_waits(control: Control) -> 
             assert (await witness.do("get-pfn", file="/guest", offset=0))["order"] == 0
             assert "pfn" in await peer.do("get-pfn", file="/guest", offset=5)
             (row,) = await witness.do("query-notifiers")
-            assert (row["told"], row["waiting"]) == (1, event["sequence"])
+            assert (row["events_sent"], row["waiting"]) == (1, event["sequence"])
             await peer.acknowledge(event)
 
 
@@ -326,9 +371,15 @@ async def test_register_waits_for_the_end_of_an_invalidation(control: Control) -
             await trio.testing.wait_all_tasks_blocked()
             assert node.file is not None
             assert len(node.file.notifiers) == 1
+            rows = await peer.do("query-notifiers")
+            assert [(row["start"], row["effective"]) for row in rows] == [
+                (None, True),
+                (None, False),
+            ]
             await peer.acknowledge(event)
         assert "notifier" in (await late.answer())["return"]
         assert "qemu" in (await late.answer())["return"]
+        assert all(row["effective"] for row in await peer.do("query-notifiers"))
 
 
 async def test_a_callback_can_unregister_its_own_notifier(control: Control) -> None:
@@ -673,6 +724,29 @@ async def test_a_file_that_is_closed_while_files_are_listed_is_not_listed(
     assert info["ino"] == kept.ino
 
 
+async def test_a_notifier_that_leaves_while_notifiers_are_listed_is_not_listed(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tasks run between two notifiers of a long list."""
+    async with (
+        notified(control) as (_, [(_, kept)]),
+        control.peer() as leaving,
+        control.peer() as witness,
+    ):
+        await leaving.do("register-notifier", file="/guest")
+        server, turns = control.server, itertools.count()
+        ((_, session),) = list(server.peers.items())[-2:-1]
+
+        async def give(slices: Slices) -> None:
+            # Both have been seen, and the first has been described.
+            if next(turns) == 2:
+                await session._notifying.close(slices)
+
+        monkeypatch.setattr(Slices, "give", give)
+        (row,) = await witness.do("query-notifiers")
+    assert row["notifier"] == kept
+
+
 async def test_a_reference_keeps_an_unlinked_file(control: Control) -> None:
     node = control.make("guest", 8)
     fd = control.backing_fd(node)
@@ -763,7 +837,7 @@ async def test_referenced_pages_are_limited(scratch: Path, backing: Backing) -> 
         control.make("guest", 8)
         await peer.do("get-pfn", file="/guest", offset=0, count=3)
         said = await peer.do("get-pfn", file="/guest", offset=0, count=2)
-        assert said.startswith("EDQUOT: 3 pages are referenced and 2 more")
+        assert said.startswith("EDQUOT: 3 pages are got or pinned and 2 more")
         assert "--limit pages=N" in said
         await peer.do("put-pfn", file="/guest", pfn=BASE)
         assert "extents" in await peer.do("get-pfn", file="/guest", offset=0, count=2)

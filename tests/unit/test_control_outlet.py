@@ -126,9 +126,13 @@ def test_a_peer_is_never_disconnected_for_offered_data(
     given_up: list[str] = []
     backlog = Backlog()
     outlet = PeerOutlet(
-        *(ours, Policy(Limits(output=1, total_output=1)), backlog, lambda: None),
-        given_up.append,
-        lambda reason, text: given_up.append(text),
+        ours,
+        Policy(Limits(output=1, total_output=1)),
+        backlog,
+        start=lambda task: None,
+        progressed=lambda: None,
+        disconnect=given_up.append,
+        evict=lambda reason, text: given_up.append(text),
     )
     for _ in range(10_000):
         outlet.offer(b"x" * 1000)

@@ -32,7 +32,7 @@ def apart(control: Control, pages: int, name: str = "guest") -> None:
     node = control.make(name, pages)
     assert node.file is not None or control.namespace.opens.open(node, os.O_RDWR)
     assert node.file is not None
-    memory = node.file.pages._memory_of(0, 1)
+    memory = node.file.pages.memory_of(0, 1)
     frames = memory.frames
     frames.at = {page: BASE + 7 * pages - 3 * page for page in range(pages)}  # type: ignore[attr-defined] # a fake
 
@@ -64,13 +64,13 @@ async def test_get_pfn_takes_references_to_the_returned_pages_only(
         got = await peer.do("get-pfn", file="/guest", offset=0, count=2500)
         assert len(got["extents"]) == 1000
         assert got["next"] == 1000
-        assert session.references.total == 1000
+        assert session.page_room.used == 1000
         assert "EINVAL" in await peer.do("put-pfn", file="/guest", pfn=BASE + 1)
         rest = await peer.do("get-pfn", file="/guest", offset=1000, count=1500)
         last = await peer.do("get-pfn", file="/guest", offset=2000, count=500)
         assert rest["next"] == 2000
         assert "next" not in last
-        assert session.references.total == 2500
+        assert session.page_room.used == 2500
         extents = [*got["extents"], *rest["extents"], *last["extents"]]
         assert [one["offset"] for one in extents] == list(range(2500))
         # Extents as they were returned, all or none.
@@ -79,7 +79,7 @@ async def test_get_pfn_takes_references_to_the_returned_pages_only(
         for at in range(0, 2500, 500):
             part = extents[at : at + 500]
             assert await peer.do("put-pfn", file="/guest", extents=part) == {}
-        assert session.references.total == 0
+        assert session.page_room.used == 0
         assert "EINVAL" in await peer.do("put-pfn", file="/guest", extents=extents[:1])
 
 
@@ -432,7 +432,7 @@ async def test_no_notifier_answers_an_event_that_it_did_not_get(
             )
         (row,) = await peer.do("query-notifiers")
         # Whoever asks which notifiers have answered must not take it for one of these.
-        assert (row["told"], row["waiting"]) == (0, 1)
+        assert (row["events_sent"], row["waiting"]) == (0, 1)
 
 
 @asynccontextmanager
@@ -474,12 +474,12 @@ async def test_replies_have_a_limit_in_sum(scratch: Path, backing: Backing) -> N
                 nursery.start_soon(peer.send, '{"execute": "query-qmp-schema"}\n' * 40)
             await trio.testing.wait_all_tasks_blocked()
             one = len(qmp.encode_return(_schema(), qmp.NO_ID))
-            assert control.server.transport.backlog.bytes <= 200_000 + 9 * one
+            assert control.server.parts.backlog.bytes <= 200_000 + 9 * one
             assert "qemu" in await witness.do("query-version")
             for peer in peers:
                 for _ in range(40):
                     assert "return" in await peer.answer()
-            assert control.server.transport.backlog.bytes == 0
+            assert control.server.parts.backlog.bytes == 0
             nursery.cancel_scope.cancel()
 
 
@@ -513,6 +513,6 @@ async def test_events_beyond_it_cost_the_one_that_reads_least(
                 break
         assert second.reason
         assert not first.reason
-        assert control.server.transport.backlog.bytes == 0
+        assert control.server.parts.backlog.bytes == 0
         assert "qemu" in await peer.do("query-version")
     assert "leave too much unread" in caplog.text

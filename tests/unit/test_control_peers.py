@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +13,7 @@ import trio.testing
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.outlet import Outlet
 from inaccfs.control.peer import _WAITING_COMMANDS
+from inaccfs.control.readers import Readers
 from tests.unit.control_fakes import Control, Peer, controlling
 from tests.unit.fakes import BlockedCloser, fallocate
 
@@ -303,3 +304,11 @@ async def test_get_pfn_waits_for_memory_that_is_on_its_way_back(
         assert "ENOSPC" in await peer.do("get-pfn", file="/guest", offset=2)
     await control.peers_down_to(0)
     assert node.opens == 1
+
+
+def test_a_connection_that_epoll_has_refused_can_be_removed(tmp_path: Path) -> None:
+    """epoll_ctl(2) refuses a regular file, as it refuses a socket without room."""
+    with closing(Readers()) as readers, open(tmp_path / "file", "wb") as file:
+        with pytest.raises(PermissionError):
+            readers.add(file.fileno(), lambda times, until: False)
+        readers.remove(file.fileno())

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from inaccfs.control.limits import Limits, Policy
-from inaccfs.control.messages import QueryStatus
+from inaccfs.control.messages import COMMANDS, QueryStatus
 from inaccfs.control.qmp import NO_ID
 from inaccfs.control.request import NO_FD, Answer, Request
 from inaccfs.semantics import (
@@ -118,19 +118,39 @@ async def test_each_has_the_commands_that_it_lists_and_refuses_the_others(
         else:
             made = await peer.do("register-notifier", file="/guest")
         number = made["notifier"]
+        page = {"file": "/guest", "offset": 0, "count": 1}
         arguments = {
             "register-notifier": {"file": "/guest"},
             "unregister-notifier": {"notifier": number},
             "bind": {"file": "/guest", "start": 0, "end": 8},
             "unbind": {"notifier": number},
+            "commit-bind": {"notifier": number},
             "memory-failure": {"file": "/guest", "offset": 0},
             "put-pfn": {"file": "/guest", "pfn": 1},
+            "set-memory-attributes": {**page, "private": True},
+            "populate": page,
+            "freeze": {"file": "/guest"},
+            "unfreeze": {"file": "/guest"},
+            "migrate": page,
+            "read-shared": page,
+            "write-shared": {"file": "/guest", "offset": 0, "data": "aGVsbG8="},
+            "pin-pages": page,
+            "unpin-pages": {"file": "/guest", "pfn": 1},
         }
+        assert arguments.keys() == {
+            name for name, kind in COMMANDS.items() if kind.exists is not None
+        }
+        # What these refuse are a notifier and pages that the others cannot make.
+        others = {"commit-bind": "ENOENT: ", "unpin-pages": "EINVAL: "}
+        others |= dict.fromkeys(
+            ("read-shared", "write-shared", "pin-pages"), "ENODEV: "
+        )
         for command in arguments:
             if command in reply["commands"]:
                 continue
             refusal = await peer.do(command, **arguments[command])
-            assert refusal.startswith("EOPNOTSUPP: "), (command, refusal)
+            expected = others.get(command, "EOPNOTSUPP: ")
+            assert refusal.startswith(expected), (command, refusal)
         # The refused commands have had no effect.
         (left,) = await peer.do("query-notifiers")
         assert left["notifier"] == number

@@ -7,12 +7,13 @@ import os
 import resource
 import stat
 from dataclasses import dataclass, field
+from importlib import metadata
 
 import msgspec
 import pytest
 
-from inaccfs import doctor
-from inaccfs.cli import main
+from inaccfs import doctor, kvmcalls
+from inaccfs.cli import main, report
 from inaccfs.cli.doctor import as_text
 from inaccfs.doctor import Finding
 from inaccfs.machine import Machine
@@ -257,3 +258,50 @@ def test_lines_fit_the_terminal(width: int) -> None:
             assert set(part.split()) <= set(words)
     # In a pipe each text is in one line.
     assert all(one.fix in as_text(found) for one in found)
+
+
+def test_a_report_of_a_machine_without_a_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command for bug reports must not end with a traceback there."""
+
+    def version(name: str) -> str:
+        if name == "pyfuse3":
+            raise metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(metadata, "version", version)
+    parts = dict(report._parts([]))
+    assert "pip install pyfuse3" in parts["inaccfs doctor"]
+    assert parts["versions"].startswith("inaccfs ")
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [
+        # By type of VM: what KVM_CAP_GUEST_MEMFD of one returns.
+        ({0: 1}, ""),
+        ({0: 0, 1: 1}, ""),
+        ({0: 0}, "no VM of this KVM can have it"),
+    ],
+)
+def test_a_vm_says_whether_it_can_have_guest_memfd(
+    monkeypatch: pytest.MonkeyPatch, types: dict[int, int], expected: str
+) -> None:
+    """/dev/kvm of Linux 6.8 to 6.17 has the capability even where no VM can."""
+    vms: dict[int, int] = {}
+
+    def ioctl(fd: int, number: int, argument: int) -> int:
+        if number == kvmcalls.KVM_CREATE_VM:
+            if argument not in types:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            vm = os.open(os.devnull, os.O_RDONLY)
+            vms[vm] = types[argument]
+            return vm
+        return vms.get(fd, 1)
+
+    monkeypatch.setattr(kvmcalls, "DEVICE", os.devnull)
+    monkeypatch.setattr(kvmcalls, "ioctl", ioctl)
+    fds = os.listdir("/proc/self/fd")
+    assert Machine().guest_memfd() == expected
+    assert os.listdir("/proc/self/fd") == fds

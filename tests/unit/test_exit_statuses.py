@@ -26,7 +26,7 @@ CANNOT: dict[str, list[str]] = {
     "metrics": ["{}"],
     "qmp": ["{}", "query-stats"],
     "kvm": ["stress", "{}"],
-    "experiment": ["order", "--plot", "{}/none/x.svg"],
+    "experiment": ["bindings", "--plot", "{}/none/x.svg"],
     "compare": ["{}/none.py", "--semantics", "v8", "--semantics", "v10"],
     "report": ["{}"],
 }

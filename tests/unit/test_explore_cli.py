@@ -140,12 +140,12 @@ def test_a_bound_is_told(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reason"),
     [
         (["pnch"], "unknown scenario 'pnch': did you mean punch?"),
         (["punch", "--kvm", "weak"], "unknown KVM 'weak'"),
         (["punch", "--seconds", "0"], "is not a number of seconds"),
-        (["punch", "--preemptions", "-1"], "is no number of preemptions"),
+        (["punch", "--preemptions", "-1"], "is not a whole number from 0 to 9999"),
         (["punch", "--seconds", "nan"], "is not a number of seconds"),
         (["punch", "--kvm", ""], "unknown KVM"),
         (["--seconds", "1"], "give a scenario"),
@@ -160,9 +160,9 @@ def test_a_bound_is_told(run: Run) -> None:
         (["/nowhere.py:X"], "no such file"),
     ],
 )
-def test_wrong_words_are_status_2(run: Run, words: list[str], told: str) -> None:
+def test_wrong_words_are_status_2(run: Run, words: list[str], reason: str) -> None:
     status, _, err = run(*words)
-    assert (status, told in err) == (2, True), err
+    assert (status, reason in err) == (2, True), err
 
 
 def test_the_replay_of_another_version_is_refused(run: Run) -> None:
@@ -171,7 +171,7 @@ def test_the_replay_of_another_version_is_refused(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("actors", "told"),
+    ("actors", "reason"),
     [
         (
             "def actor_a(self):\n    raise RuntimeError('no')",
@@ -186,7 +186,16 @@ def test_the_replay_of_another_version_is_refused(run: Run) -> None:
         ("actor_a = 5", "actor_a is not a method"),
         ("def actor_a(self, x): pass", "missing 1 required positional argument"),
         ("def actor_a(self): self.punch(self.fd, 1, 1)", "no pages from 1 to 1"),
-        ("def actor_a(self): self.punch(0, 0, 1)", "no file of the scenario"),
+        ("def actor_a(self): self.punch(0, 0, 1)", "fd 0 is no file of the scenario"),
+        ("def actor_a(self): self.truncate(999, 1)", "fd 999 is no file of the"),
+        (
+            "def actor_a(self): self.memory_failure(self.one, -1, 0)",
+            "mine.py line 10: ValueError: fd -1 is no file of the scenario",
+        ),
+        (
+            "def actor_a(self): pass\ndef setup(self): self.slot(self.vm(), 0)",
+            "ValueError: fd 0 is no file of the scenario",
+        ),
         ("def actor_a(self): self.truncate(self.fd, 513)", "give 0 to 512"),
         ("import os\ndef actor_a(self): self.os.close(self.fd)", "what is not its own"),
         ("def actor_a(self): pass\ndef always(self): 1 / 0", "ZeroDivisionError"),
@@ -197,10 +206,10 @@ def test_the_replay_of_another_version_is_refused(run: Run) -> None:
     ],
 )
 def test_a_scenario_that_is_wrong_is_status_4(
-    run: Run, scenario: Callable[[str], str], actors: str, told: str
+    run: Run, scenario: Callable[[str], str], actors: str, reason: str
 ) -> None:
     status, _, err = run(scenario(actors), "--semantics", "v10")
-    assert (status, told in err) == (4, True), err
+    assert (status, reason in err) == (4, True), err
 
 
 def test_always_is_asked_after_each_step(
@@ -571,8 +580,8 @@ def test_rules_without_an_end_are_named(
     assert (status, err.startswith(f"inaccfs: {rules}{name}: ")) == (4, True), err
     mine = scenario("def actor_a(self): pass")
     status, _, err = run(mine, *words)
-    told = f"inaccfs: {mine}, {rules}{name}: "
-    assert (status, err.startswith(told)) == (4, True), err
+    prefix = f"inaccfs: {mine}, {rules}{name}: "
+    assert (status, err.startswith(prefix)) == (4, True), err
 
 
 # What one process does, as callbacks of a fork stay registered.

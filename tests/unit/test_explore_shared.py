@@ -267,6 +267,6 @@ def test_what_is_granted_in_one_schedule_is_not_in_vain() -> None:
 def test_assert_clean_warns_of_calls_in_vain() -> None:
     with pytest.warns(UserWarning, match="Nowhere: always refused: ") as caught:
         assert_clean(Nowhere, "v10")
-    told = "\n".join(str(each.message) for each in caught)
-    assert "Nowhere: always refused: vcpu: read of gfn 7: exits: " in told
+    warned = "\n".join(str(each.message) for each in caught)
+    assert "Nowhere: always refused: vcpu: read of gfn 7: exits: " in warned
     assert {each.filename for each in caught} == {__file__}

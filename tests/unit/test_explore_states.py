@@ -234,7 +234,7 @@ class Fickle(Scenario):
 
 
 @pytest.mark.parametrize(
-    ("different", "at", "told"),
+    ("different", "at", "message"),
     [
         # The report says where, even if the steps are not recorded.
         ({"pages": (0, 1)}, 4, "of punches, is 'fallocate punches"),
@@ -243,11 +243,11 @@ class Fickle(Scenario):
     ],
 )
 def test_what_differs_in_a_step_that_is_repeated_is_told(
-    different: dict[str, tuple[object, object]], at: int, told: str
+    different: dict[str, tuple[object, object]], at: int, message: str
 ) -> None:
     mine = type("Mine", (Fickle,), {"at": at, **different})
     Fickle.count = 0
-    with pytest.raises(UnstableError, match=told):
+    with pytest.raises(UnstableError, match=message):
         ends(Case(mine, V10()), States())
 
 

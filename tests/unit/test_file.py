@@ -13,9 +13,10 @@ import trio.testing
 
 from inaccfs import syscalls
 from inaccfs.semantics import V8
-from inaccfs.shim.allocating import PIECE_BYTES, SHORT_BYTES
+from inaccfs.shim.allocating import INTERRUPT_CHECK_BYTES, SHORT_BYTES
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.filestate import INLINE_BYTES
+from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.loop import first_of
 from inaccfs.shim.superblock import Superblock
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, PUNCH
@@ -27,9 +28,11 @@ from tests.unit.fakes import (
     fallocated_now,
     refused,
 )
+from tests.unit.one_file import mine
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
 
 PAGE = 4096
 LONG = SHORT_BYTES + PAGE
@@ -375,7 +378,7 @@ async def test_an_interrupt_leaves_the_pieces_that_are_allocated(
         if len(calls) == 2:
             trio.from_thread.run_sync(interrupted.set, trio_token=token)
 
-    monkeypatch.setattr("inaccfs.shim.allocating.PIECE_BYTES", 8 * PAGE)
+    monkeypatch.setattr("inaccfs.shim.allocating.INTERRUPT_CHECK_BYTES", 8 * PAGE)
     monkeypatch.setattr("inaccfs.shim.filestate.INLINE_BYTES", PAGE)
     file = InaccessibleFile(keeping.fd, keeping.superblock)
     monkeypatch.setattr(syscalls, "fallocate", allocate)
@@ -412,9 +415,31 @@ async def test_near_a_limit_pieces_are_the_allocators(
     """Then the OOM killer kills a worker, and not the daemon."""
     monkeypatch.setattr(keeping._headroom, "allows", lambda length: False)
     blocked.let_go()
-    await fallocate(keeping, 0, 0, 2 * PIECE_BYTES, trio.Event())
-    assert blocked.arguments == (keeping.fd, 0, PIECE_BYTES, PIECE_BYTES)
+    await fallocate(keeping, 0, 0, 2 * INTERRUPT_CHECK_BYTES, trio.Event())
+    assert blocked.arguments == (
+        keeping.fd,
+        0,
+        INTERRUPT_CHECK_BYTES,
+        INTERRUPT_CHECK_BYTES,
+    )
     assert blocked.most == 1
+
+
+@pytest.mark.parametrize("on_interrupt", ["kept", "undone"])
+async def test_a_long_allocation_counts_once(
+    blocked: BlockedAllocator, on_interrupt: str, tmp_path: Path
+) -> None:
+    """Otherwise the limits of memory cgroups would be read too early."""
+    headroom = Headroom(str(tmp_path))
+    assert headroom.allows(PAGE)
+    headroom.left = 1 << 30
+    fd = os.memfd_create("backing")
+    rules = mine(Keeps, on_interrupt=on_interrupt)
+    shim = Superblock(rules, PAGE, allocator=blocked, headroom=headroom)
+    length = INTERRUPT_CHECK_BYTES + PAGE
+    await fallocate(InaccessibleFile(fd, shim), 0, 0, length, trio.Event())
+    assert headroom.left == (1 << 30) - length
+    os.close(fd)
 
 
 # --- first_of ---------------------------------------------------------------------

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
+from inaccfs.helper.pool import Pool
+from inaccfs.semantics import V8
 from inaccfs.shim import headroom
+from inaccfs.shim.allocator import Allocator
+from inaccfs.shim.file import InaccessibleFile
+from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.headroom import Headroom
+from inaccfs.shim.simulated import SimulatedSource
+from inaccfs.shim.superblock import Superblock
 from tests.unit.fakes import refused
+from tests.unit.pages_fakes import Holder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from inaccfs.semantics import Semantics
+    from inaccfs.shim.pages import Pages
 
 MIB = 1 << 20
 LIMIT = 96 * MIB
@@ -143,3 +157,57 @@ def test_memory_for_names_is_refused_where_nothing_is_left(
         made.take(4096)
     monkeypatch.setattr(headroom, "_can_swap", lambda: True)
     made.take(4096)
+
+
+# --- get-pfn, which allocates more than it is asked for ----------------------------
+
+
+@contextmanager
+def fetching(machine: Machine, semantics: Semantics | None = None) -> Iterator[Pages]:
+    """The pages of a file of 8 MiB whose folios have 2 MiB, and simulated frames."""
+    pool, headroom = Pool(), machine.headroom()
+    fd = os.memfd_create("backing")
+    os.ftruncate(fd, 8 * MIB)
+    shim = Superblock(
+        semantics or V8(),
+        4096,
+        allocator=Allocator(pool, headroom),
+        headroom=headroom,
+        frames=SimulatedSource(SimulatedMemory()),
+    )
+    try:
+        yield InaccessibleFile(fd, shim).pages
+    finally:
+        pool.close()
+        gc.unfreeze()
+        os.close(fd)
+
+
+@pytest.mark.parametrize("huge_granule", [False, True])
+async def test_the_rest_of_a_folio_counts(
+    machine: Machine, huge_granule: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Headroom` counts what is allocated, not only what is asked for."""
+    monkeypatch.setattr(headroom, "_can_swap", lambda: False)
+    rules = type("Mine", (V8,), {"granule": "huge page"} if huge_granule else {})()
+    machine.set("one/two", LIMIT, 0)
+    with fetching(machine, rules) as pages:
+        peer = Holder()
+        assert pages.get_now(peer, 700, 701) is not None
+        left = pages._superblock.headroom.left
+        for page in (0, 1, 600, 512):
+            assert pages.get_now(peer, page, page + 1) is not None
+        # Of two folios, and of the one only that was not there.
+        assert pages._superblock.headroom.left == left - 2 * MIB
+        # The limit has room for the page, but not for its folio.
+        machine.set("one/two", LIMIT, LIMIT - RESERVE - MIB)
+        pages._superblock.headroom.left = 0
+        before = os.fstat(pages._fd).st_blocks
+        with refused(errno.ENOMEM):
+            await pages.get(peer, 1024, 1025)
+        assert os.fstat(pages._fd).st_blocks == before
+        # Near the limit a worker allocates the whole folio.
+        machine.set("one/two", LIMIT, LIMIT - RESERVE - 3 * MIB)
+        await pages.get(peer, 1024, 1025)
+        assert os.fstat(pages._fd).st_blocks == before + 2 * MIB // 512
+        assert pages._superblock.headroom.left == 0

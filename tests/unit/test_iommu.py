@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from inaccfs.errnos import EHWPOISON
 from inaccfs.inprocess import Mount
+from inaccfs.inprocess.client import call_at_once
 from inaccfs.iommu import WAYS, Iommu
+from inaccfs.iommu.iotable import IoTable
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM
+from inaccfs.kvm.backing import BackingFile
 from inaccfs.semantics import V8, V10, GuestMemfdShared, InPlaceNext, InPlaceV8
 from tests.unit.fakes import refused
 from tests.unit.one_file import PAGE, OneFile, one_file
@@ -19,7 +23,9 @@ from tests.unit.one_file import PAGE, OneFile, one_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from inaccfs.inprocess.client import Due
     from inaccfs.iommu import Device, Learns
+    from inaccfs.kvm.backing import Frames
     from inaccfs.semantics import Semantics
 
 PAGES = 4
@@ -133,6 +139,41 @@ def test_a_private_page_cannot_be_pinned() -> None:
         with refused(errno.EFAULT, "page 1"):
             it.iommu.map_file(it.fd, 0, PAGES * PAGE)
         assert it.iommu.areas == ()
+
+
+def test_a_refused_mapping_leaves_no_invalidation_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A start has come and its end has not, when a page turns out to be poisoned."""
+
+    def without_ends(due: Due) -> None:
+        if due.notice.event != "INVALIDATE_END":
+            call_at_once(due)
+            return
+        # Its callback would come after the notifier has been unregistered.
+        with due.notifier.file.client.mount.loop.outside():
+            due.answer()
+
+    def get(backing: BackingFile, pgoff: int, pages: int) -> list[Frames]:
+        it.punch(0, 1)
+        return get_frames(backing, pgoff, pages)
+
+    def wait(*_: object) -> None:
+        pytest.fail("an invalidation is in progress")
+
+    get_frames = BackingFile.get
+    with one_file(V10(), PAGES) as it:
+        it.file.get_pfn(1)
+        it.file.memory_failure(1)
+        with Iommu(it.mount.connect(without_ends)) as iommu:
+            with monkeypatch.context() as during:
+                during.setattr(BackingFile, "get", get)
+                with refused(EHWPOISON, "poison"):
+                    iommu.map_file(it.fd, 0, 2 * PAGE)
+            assert iommu.areas == ()
+            monkeypatch.setattr(IoTable, "wait", wait)
+            iommu.map_file(it.fd, 0, PAGE)
+            assert iommu.create_device().read(0, 4) == bytes(4)
 
 
 @pytest.mark.parametrize("semantics", [Shared(), Next()])

@@ -218,6 +218,16 @@ def test_hypercalls(guest: Machine) -> None:
         assert to_the_end(cpu) == said(0)
 
 
+@pytest.mark.parametrize(
+    ("gpa", "pages"), [(GPA + 1, 1), (GPA, 0), (GPA, (1 << 64) - 1)]
+)
+def test_a_hypercall_for_a_bad_range(guest: Machine, gpa: int, pages: int) -> None:
+    """kvm_emulate_hypercall(): also where the gfns would wrap."""
+    cpu = guest.cpu("0f01d9 e710 f4", rax=12, rbx=gpa, rcx=pages, rdx=8)
+    cpu.hypercalls.add(12)
+    assert to_the_end(cpu) == said(0x100000000 - 22)
+
+
 def test_no_shared_half() -> None:
     with machine() as made:
         made.vm.set_user_memory_region(2, 4 * MIB, PAGE, shared=0)
@@ -251,6 +261,46 @@ def test_code_is_fetched_from_private_memory(guest: Machine) -> None:
         "48bb0000100000000000 ffe3", rdi=GPA + 0x100, rcx=3, rax=0x41
     ) == said(0x41)
     assert vcpu.read(GPA + 0x100, 4) == b"AAA\0"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("ee", "f4"),
+        ("e7", "10 f4"),
+        ("66", "ef f4"),
+        ("f3", "6f f4"),
+        ("0f", "01d9 ee f4"),
+        ("0f01", "d9 ee f4"),
+        # mov eax, imm32 and an operand-size prefix are the CPU's.
+        ("b8", "01000000 ee f4"),
+        ("66", "b80100 ee f4"),
+    ],
+)
+def test_what_kvm_emulates_at_the_end_of_a_page(
+    guest: Machine, before: str, after: str
+) -> None:
+    registers: dict[str, Any] = {"rdx": 0x11, "rsi": GPA, "rcx": 1}
+    expected = guest.run(before + after, **registers)
+    assert len(expected) == 2
+    nops = "90" * (PAGE - len(bytes.fromhex(before)))
+    assert guest.run(nops + before + after, **registers) == expected
+
+
+def test_what_is_emulated_needs_the_next_page_only_if_it_goes_on_there(
+    guest: Machine,
+) -> None:
+    """The page after the slot is a hole."""
+    last = len(guest.low) - 1
+    not_fetched = OtherExit(0, "KVM_EXIT_INTERNAL_ERROR 1")
+    for code, expected in (
+        (b"\xee", [PortOut(0x11, b"\5"), not_fetched]),
+        (b"\xe6", [not_fetched]),
+    ):
+        guest.low[last:] = code
+        cpu = guest.cpu("", rdx=0x11, rax=5)
+        cpu.start(last)
+        assert to_the_end(cpu) == expected
 
 
 def test_kvm_fetches_what_it_emulates_from_the_shared_half(guest: Machine) -> None:

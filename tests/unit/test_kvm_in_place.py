@@ -13,7 +13,7 @@ from inaccfs.errnos import EHWPOISON
 from inaccfs.inprocess import Mount
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, MmioExit, Vmm
 from inaccfs.kvm.arch import Arch
-from inaccfs.semantics import HugetlbRfc, InPlaceNext, InPlaceV8
+from inaccfs.semantics import V8, V10, HugetlbRfc, InPlaceNext, InPlaceV8
 from inaccfs.syscalls import PUNCH
 from tests.unit.fakes import refused
 from tests.unit.one_file import OneFile, one_file
@@ -413,3 +413,47 @@ def test_get_pfn_of_a_private_page_repeats_its_hook() -> None:
                 *(0, 0, PAGE), private_fd=it.fd, flags=KVM_MEM_PRIVATE
             )
         assert arch.calls.count(("make_private", 0, 1)) == 2
+
+
+class Raises(Arch):
+    """A hook with a bug that shows once."""
+
+    def __init__(self) -> None:
+        self.raised = False
+
+    def invalidate_range(self, start: int, end: int) -> None:
+        if not self.raised:
+            self.raised = True
+            raise RuntimeError("a bug in a hook")
+
+
+@pytest.mark.parametrize("semantics", [V8(), V10(), InPlaceV8()])
+def test_a_hook_that_raises_in_an_event_leaves_no_invalidation(
+    semantics: Semantics,
+) -> None:
+    with guest(semantics, arch=Raises()) as it:
+        it.vcpu.write(0, b"secret")
+        it.mount.fallocate(it.fd, PUNCH, 0, PAGE)
+        assert it.vm.spte(0) is None
+        assert it.vm.stats.in_progress == 0
+        assert it.vcpu.read(0, 6) == bytes(6)
+        with pytest.raises(RuntimeError, match="a bug in a hook"):
+            it.vm.set_user_memory_region(0, 0, 0)
+
+
+def test_a_hook_that_raises_in_a_conversion_leaves_no_invalidation() -> None:
+    with one_file(V10()) as it, VM(it.client, arch=Raises()) as vm:
+        shared = bytearray(PAGE)
+        vm.set_user_memory_region(
+            *(0, 0, PAGE), private_fd=it.fd, shared=shared, flags=KVM_MEM_PRIVATE
+        )
+        vcpu = vm.create_vcpu()
+        vcpu.write(0, b"secret")
+        with pytest.raises(RuntimeError, match="a bug in a hook"):
+            vm.set_memory_attributes(0, PAGE, private=False)
+        assert vm.stats.in_progress == 0
+        assert vm.spte(0) is None
+        assert vcpu.read(0, 6, private=False) == bytes(6)
+        vm.set_memory_attributes(0, PAGE, private=True)
+        assert vcpu.read(0, 6) == b"secret"
+        vm.close()

@@ -1,4 +1,4 @@
-"""Building the emulated machine's kernel: stages, interruptions, what is missing.
+"""Building and booting the emulated machine's kernel: stages, interruptions, errors.
 
 The source is a tarball with a Makefile of a few lines, and dpkg-query a script.
 """
@@ -199,18 +199,14 @@ def test_a_build_that_was_killed_goes_on_where_it_was(
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
-        wait_for(lambda: any(places.cache().glob("*.building/linux/hanging")))
+        deadline = time.monotonic() + 60
+        while not any(places.cache().glob("*.building/linux/hanging")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         process.send_signal(number)
     (work() / "linux/hangs").write_text("")
     _, said = build()
     assert [line.split(" ")[0] for line in said] == ["going", "building", "building"]
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_half_unpacked_source_is_unpacked_anew(tree: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from inaccfs.inprocess import Mount
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, Vmm
 from inaccfs.kvm.memory import address_of
-from inaccfs.kvm.uapi import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from inaccfs.kvmcalls import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from inaccfs.semantics import (
     V8,
     VERSIONS,
@@ -80,18 +80,18 @@ def test_an_access_of_many_pages_is_classified_page_by_page() -> None:
 
 def test_where_a_mismatch_exits() -> None:
     plain = b"x" * PAGE
-    for rules, told in (
+    for rules, expected in (
         (V8(), "x"),
         (mine(kvm_mismatch="every gfn"), "exit 0 0x800000"),
     ):
         with guest(rules) as made:
             made.slot(2, HOLE, PAGE, private_fd=-1, flags=0, shared=bytearray(plain))
             made.vm.set_memory_attributes(HOLE, PAGE, private=True)
-            assert made.read(HOLE, private=False) == told
+            assert made.read(HOLE, private=False) == expected
 
 
 @pytest.mark.parametrize(
-    ("rules", "told"),
+    ("rules", "expected"),
     [
         (V8(), "exit 1 0x800000"),
         (GuestMemfd612(), "exit 8 0x800000 EFAULT"),
@@ -100,14 +100,14 @@ def test_where_a_mismatch_exits() -> None:
     ],
     ids=["v8", "6.12", "v8 MMIO", "6.12 MMIO"],
 )
-def test_a_private_access_without_a_slot(rules: Semantics, told: str) -> None:
+def test_a_private_access_without_a_slot(rules: Semantics, expected: str) -> None:
     with guest(rules) as made:
         made.vm.set_memory_attributes(HOLE, PAGE, private=True)
-        assert made.read(HOLE) == told
+        assert made.read(HOLE) == expected
         # The same is true of a slot that was deleted.
         assert made.slot(2, HOLE, PAGE, private_fd=-1, flags=0, shared=0) == "ok"
         assert made.slot(2, 0, 0, private_fd=-1, flags=0) == "ok"
-        assert made.read(HOLE) == told
+        assert made.read(HOLE) == expected
 
 
 def test_a_device_stays_one_when_it_is_made_private() -> None:
@@ -178,10 +178,10 @@ def test_what_no_conversion_helps_is_raised() -> None:
 
 
 def test_a_number_that_is_no_descriptor() -> None:
-    for rules, told in ((V8(), "EINVAL"), (GuestMemfd68(), "EBADF")):
+    for rules, expected in ((V8(), "EINVAL"), (GuestMemfd68(), "EBADF")):
         with guest(rules, slot=False) as made:
             for fd in (-1, 1 << 20, 1 << 40):
-                assert made.slot(private_fd=fd) == told
+                assert made.slot(private_fd=fd) == expected
             # The check for overlapping gfns comes first.
             made.slot()
             assert made.slot(2, private_fd=-1) == "EEXIST"
@@ -191,9 +191,9 @@ def test_a_number_that_is_no_descriptor() -> None:
 
 
 def test_a_file_without_the_flag() -> None:
-    for rules, told in ((V8(), "EINVAL"), (GuestMemfd68(), "ok")):
+    for rules, expected in ((V8(), "EINVAL"), (GuestMemfd68(), "ok")):
         with guest(rules, slot=False) as made:
-            assert made.slot(flags=0, shared=0) == told
+            assert made.slot(flags=0, shared=0) == expected
 
 
 @pytest.mark.parametrize("rules", [Bind(), GuestMemfd612()], ids=["bind", "6.12"])
@@ -210,12 +210,12 @@ def test_pages_of_a_file_in_two_slots(rules: Semantics) -> None:
 
 
 def test_a_file_is_of_the_vm_that_has_made_it() -> None:
-    for rules, told in ((GuestMemfd612(), "EINVAL"), (V8(), "ok")):
+    for rules, expected in ((GuestMemfd612(), "EINVAL"), (V8(), "ok")):
         with guest(rules, slot=False) as made, VM(made.mount.connect()) as other:
             other.own(made.fd)
-            assert made.slot() == told
+            assert made.slot() == expected
             region: dict[str, Any] = {"private_fd": made.fd, "flags": KVM_MEM_PRIVATE}
-            if told == "EINVAL":
+            if expected == "EINVAL":
                 other.set_user_memory_region(1, MIB, MIB, **region)
                 # Nor when its VM has gone.
                 other.close()

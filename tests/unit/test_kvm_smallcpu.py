@@ -10,10 +10,7 @@ import pytest
 from inaccfs.kvm import Cpu
 from inaccfs.kvm.probe import guest
 from inaccfs.kvm.probe.assembler import LONG, assemble
-from inaccfs.kvm.probe.protocol import (
-    AbsentError,
-    Exit,
-)
+from inaccfs.kvm.probe.protocol import AbsentError, Exit
 from inaccfs.kvm.smallcpu import SmallCpu
 from tests.unit.kvm_code import CODE, GPA, machine, to_the_end
 from tests.unit.kvm_guests import MIB, PAGE

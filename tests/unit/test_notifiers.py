@@ -247,3 +247,40 @@ async def test_a_change_of_the_list_is_reported() -> None:
     (one,) = await registered(made, 1)
     await made.unregister(one)
     assert changes == [1, 0]
+
+
+@dataclass(eq=False)
+class Removing(Listener):
+    """Sending to it removes another notifier, as a connection that fails may."""
+
+    notifiers: Notifiers | None = None
+    other: Listener | None = None
+
+    def tell(self, notice: Notice, sequence: int | None) -> None:
+        super().tell(notice, sequence)
+        assert self.notifiers is not None
+        assert self.other is not None
+        self.notifiers.drop(self.other)
+        if sequence is not None:
+            self.notifiers.answer(self, sequence)
+
+
+@pytest.mark.parametrize("how", ["in a task", "without a task", "without an answer"])
+async def test_events_that_were_not_sent_do_not_count(
+    notifiers: Notifiers, trace: FileTrace, how: str
+) -> None:
+    first, second = Removing(), Listener()
+    first.notifiers, first.other = notifiers, second
+    await notifiers.register(first)
+    await notifiers.register(second)
+    notice = Notice("INVALIDATE", 1, 5)
+    if how == "in a task":
+        await invalidate(notifiers)
+    elif how == "without an answer":
+        await notifiers.announce(notice)
+    else:
+        assert notifiers.take()
+        notifiers.begin(notice, lambda: None)
+        notifiers.release()
+    assert (len(first.events), len(second.events)) == (1, 0)
+    assert trace.counters.events == 1

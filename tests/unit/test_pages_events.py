@@ -17,6 +17,7 @@ from inaccfs.semantics.rules import (
     INVALIDATE_START,
 )
 from inaccfs.shim import file as file_module
+from inaccfs.shim.memoryfailure import report
 from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import PAGE
 from tests.unit.fakes import fallocated_now, refused
@@ -82,7 +83,7 @@ async def test_an_invalidation_also_reports_pages_that_have_moved_meanwhile() ->
     listener = await world.bound(0, 4, answers=False)
     await world.get(Holder(), 0, 4)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.file.pages.poison, 3)
+        nursery.start_soon(report, world.file, 3)
         await trio.testing.wait_all_tasks_blocked()
         world.frames.moves = {1: 0x9000}
         with trio.fail_after(60):
@@ -199,7 +200,7 @@ async def test_the_last_page_goes_though_it_is_a_part_of_one(pages: int) -> None
     await world.file.set_size((pages - 1) * PAGE + 100)
     await world.get(holder, 0, pages)
     listener = await world.listener()
-    await world.file.pages.poison(pages - 1)
+    await report(world.file, pages - 1)
     listener.events.clear()
     await world.file.set_size(PAGE)
     assert listener.events == [(INVALIDATE_START, 1, pages), (INVALIDATE_END, 1, pages)]
@@ -251,8 +252,8 @@ async def test_a_page_that_is_punched_in_part_stays() -> None:
     world, holder = world_of(semantics), Holder()
     await world.get(holder, 0, 8)
     listener = await world.listener()
-    await world.file.pages.poison(1)
-    await world.file.pages.poison(2)
+    await report(world.file, 1)
+    await report(world.file, 2)
     listener.events.clear()
     await world.in_bytes(PUNCH, PAGE + 100, 3 * PAGE)
     assert listener.events == [(INVALIDATE_START, 1, 5), (INVALIDATE_END, 1, 5)]

@@ -23,6 +23,7 @@ from inaccfs.semantics.rules import (
 from inaccfs.shim import fetch
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.frames import Extent
+from inaccfs.shim.memoryfailure import report
 from inaccfs.shim.superblock import Superblock
 from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE
@@ -210,7 +211,7 @@ async def test_an_allocation_without_events_delays_no_bind() -> None:
 async def test_poison_is_unknown_to_most(monkeypatch: pytest.MonkeyPatch) -> None:
     world = world_of(V8())
     with refused(errno.EOPNOTSUPP):
-        await world.file.pages.poison(0)
+        await report(world.file, 0)
     await world.get(Holder(), 0, 1)
 
 
@@ -222,7 +223,7 @@ async def test_a_poisoned_page_is_not_got_before_it_is_punched(
     if version.scope == "range":
         await world.bound(0, SIZE)
     await world.get(holder, 0, 8)
-    await world.file.pages.poison(3)
+    await report(world.file, 3)
     assert not world.file.pages.nothing_fetched
     for start, end in ((3, 4), (0, 8), (0, MANY)):
         with refused(EHWPOISON):
@@ -248,7 +249,7 @@ async def test_poison_counts_for_pages_not_fetched(fetched: bool) -> None:
     world.allocate(3, 4)
     if fetched:
         await world.get(holder, 3, 4)
-    await world.file.pages.poison(3)
+    await report(world.file, 3)
     assert not fallocated_now(world.file, PUNCH, 3 * PAGE, PAGE)
     with refused(EHWPOISON):
         await world.get(holder, 3, 4)
@@ -261,7 +262,7 @@ async def test_a_punch_that_is_refused_heals_nothing(
 ) -> None:
     world = world_of(V10())
     world.allocate(3, 4)
-    await world.file.pages.poison(3)
+    await report(world.file, 3)
 
     def full(*_: object) -> None:
         raise OSError(errno.EIO, "no")
@@ -277,7 +278,7 @@ async def test_an_error_is_sent_and_needs_no_answer() -> None:
     world = world_of(V10())
     world.allocate(3, 4)
     listener = await world.listener(answers=False)
-    await world.file.pages.poison(3)
+    await report(world.file, 3)
     assert listener.events == [(MEMORY_ERROR, 3, 4)]
     assert listener.sequence is None
 
@@ -287,7 +288,7 @@ async def test_an_invalidation_for_poison_is_that_of_a_punch() -> None:
     world = world_of(GuestMemfd())
     one, other = await world.bound(0, 4), await world.bound(4, 8)
     await world.get(Holder(), 3, 4)
-    await world.file.pages.poison(3)
+    await report(world.file, 3)
     assert one.events == [(INVALIDATE_START, 3, 4), (INVALIDATE_END, 3, 4)]
     assert other.events == []
     # The page stays where it is: MF_DELAYED.
@@ -301,14 +302,14 @@ async def test_a_page_is_poisoned_once(version: type[Semantics]) -> None:
     listener = await (
         world.bound(0, 8) if version.scope == "range" else world.listener()
     )
-    await world.file.pages.poison(3)
+    await report(world.file, 3)
     before = list(listener.events)
     with refused(EHWPOISON):
-        await world.file.pages.poison(3)
+        await report(world.file, 3)
     assert listener.events == before
     await world.punch(3, 4)
     world.allocate(3, 4)
-    await world.file.pages.poison(3)
+    await report(world.file, 3)
     assert world.frames.poisoned == [3, 3]
 
 
@@ -322,18 +323,18 @@ async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) ->
     )
     for page in (1, 3):
         with refused(errno.ENXIO):
-            await world.file.pages.poison(page)
+            await report(world.file, page)
     assert listener.events == []
     assert world.file.pages.nothing_fetched
     assert world.allocated == 1
     # A punched page is a hole, even if it was poisoned before.
-    await world.file.pages.poison(2)
-    assert world.file.pages.poisoned_count == 1
+    await report(world.file, 2)
+    assert len(world.file.pages.poisoned) == 1
     await world.punch(0, 8)
     listener.events.clear()
     with refused(errno.ENXIO):
-        await world.file.pages.poison(2)
-    assert (listener.events, world.file.pages.poisoned_count) == ([], 0)
+        await report(world.file, 2)
+    assert (listener.events, len(world.file.pages.poisoned)) == ([], 0)
 
 
 async def test_a_page_that_is_being_punched_is_a_hole_by_then() -> None:
@@ -343,7 +344,7 @@ async def test_a_page_that_is_being_punched_is_a_hole_by_then() -> None:
 
     async def poison() -> None:
         try:
-            await world.file.pages.poison(3)
+            await report(world.file, 3)
         except OSError as exc:
             refusals.append(exc.errno)
 
@@ -363,9 +364,9 @@ async def test_a_huge_page_is_looked_for_in_a_thread(
     world = world_of(V10())
     world.allocate(3, 4)
     with refused(errno.ENXIO):
-        await world.file.pages.poison(4)
-    await world.file.pages.poison(3)
-    assert world.file.pages.poisoned_count == 1
+        await report(world.file, 4)
+    await report(world.file, 3)
+    assert len(world.file.pages.poisoned) == 1
 
 
 async def test_a_folio_with_a_poisoned_page_is_split(
@@ -379,7 +380,7 @@ async def test_a_folio_with_a_poisoned_page_is_split(
         return [Extent(start, BASE + start, end - start, 3)]
 
     monkeypatch.setattr(world.frames, "known", known)
-    await world.file.pages.poison(3)
+    await report(world.file, 3)
     assert await world.get(holder, 4, 16) == [
         Extent(4, BASE + 4, 4, 0),
         Extent(8, BASE + 8, 8, 3),
@@ -391,7 +392,7 @@ async def test_there_is_no_poison_past_the_end(version: type[Semantics]) -> None
     world = world_of(version(), pages=4)
     for page in (4, 100):
         with refused(errno.EINVAL):
-            await world.file.pages.poison(page)
+            await report(world.file, page)
     assert world.file.pages.nothing_fetched
 
 
@@ -401,7 +402,7 @@ async def test_a_peer_that_reports_poison_may_go_and_the_end_is_sent() -> None:
     world.allocate(3, 4)
     listener = await world.bound(0, 4, answers=False)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.file.pages.poison, 3)
+        nursery.start_soon(report, world.file, 3)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
         listener.answers = True
@@ -423,6 +424,6 @@ async def test_a_page_that_is_poisoned_while_it_is_fetched_is_not_got() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(get)
         await fetching(world, frames)
-        await world.file.pages.poison(3)
+        await report(world.file, 3)
         frames.let_go.set()
     assert world.is_punched(holder) == [(SIZE - 1, False)]

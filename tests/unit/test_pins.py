@@ -257,6 +257,30 @@ def test_a_release_that_the_kernel_refuses_is_tried_again(
     assert None not in any_pins.hold(memory.buffers(MIB))
 
 
+def test_slots_that_the_kernel_has_not_emptied_are_not_free(
+    ring: RingPins, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may stop in the middle, and returns how many it has done."""
+    before = pinned()
+    tokens = [
+        token for token in ring.hold(memory.buffers(MIB // 2)) if token is not None
+    ]
+    really_update = uring.update_buffers
+
+    def only_two(ring: int, slot: int, buffers: list[tuple[int, int]]) -> int:
+        return really_update(ring, slot, buffers[:2])
+
+    monkeypatch.setattr(uring, "update_buffers", only_two)
+    ring.release(tokens[:3])
+    assert pinned() == before + MIB // 2
+    ring.release(tokens[3:])
+    assert pinned() == before
+    again = ring.hold(memory.buffers(MIB // 2))
+    assert again == tokens
+    ring.release(tokens)
+    assert pinned() == before
+
+
 def test_memory_that_cannot_be_unmapped_is_unmapped_later(
     memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

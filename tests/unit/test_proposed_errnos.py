@@ -10,13 +10,25 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, EOPNOTSUPP, EPERM
+from errno import (
+    EAGAIN,
+    EBUSY,
+    EEXIST,
+    EFAULT,
+    EINVAL,
+    ENODEV,
+    ENOMEM,
+    ENOSPC,
+    EOPNOTSUPP,
+    EPERM,
+)
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from inaccfs import errnos
 from inaccfs.errnos import EHWPOISON
+from inaccfs.errors import BusError, PageError
 from inaccfs.semantics import (
     V8,
     GuestMemfd,
@@ -115,6 +127,10 @@ def touch(it: World) -> object:
     return it.file.shared_window().read(0, 1)
 
 
+def pin(it: World) -> object:
+    return it.file.pin_pages(0)
+
+
 def got(it: World) -> object:
     return it.file.get_pfn(3)
 
@@ -199,6 +215,16 @@ ROWS = (
     Row("fault, INIT_SHARED", GuestMemfdShared, 0, touch),
     Row("fault, poisoned", GuestMemfdShared, EHWPOISON, touch, poisoned),
     Row("pin, private", InPlaceV8, EFAULT, lambda it: it.file.pin_pages(0)),
+    Row("pin, poisoned", InPlaceV8, EFAULT, pin, poisoned, SHARED),
+    Row("pin, past the end", InPlaceV8, EFAULT, lambda it: it.file.pin_pages(PAGES)),
+    Row("pin without mmap", GuestMemfd, ENODEV, pin),
+    Row(
+        "frozen: pin a hole",
+        LiveUpdate,
+        EFAULT,
+        lambda it: it.file.pin_pages(4),
+        frozen,
+    ),
     Row(
         "put-pfn, no references", InPlaceNext, EOPNOTSUPP, lambda it: it.file.put_pfn(1)
     ),
@@ -392,3 +418,20 @@ def test_row(row: Row) -> None:
         assert errnos.NAMES.get(found, found) == errnos.NAMES.get(
             row.number, row.number
         )
+
+
+@pytest.mark.parametrize(("met", "number"), [(ENOSPC, EFAULT), (ENOMEM, ENOMEM)])
+def test_a_pin_of_a_hole_that_gets_no_memory(
+    met: int, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vm_fault_to_errno(): VM_FAULT_OOM is ENOMEM, and VM_FAULT_SIGBUS is EFAULT."""
+
+    def full(fd: int, offset: int, length: int) -> None:
+        raise errnos.os_error(met)
+
+    monkeypatch.setattr(hostaccess, "allocate", full)
+    with world(mine(InPlaceV8, **SHARED)) as it:
+        with pytest.raises(PageError) as caught:
+            it.file.pin_pages(3, 2)
+        assert (caught.value.errno, caught.value.offset) == (number, 3)
+        assert not isinstance(caught.value, BusError)

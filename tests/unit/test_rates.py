@@ -66,6 +66,19 @@ def test_an_event_is_in_flight_until_it_is_answered() -> None:
     assert rates.sent(3, 1) is None
 
 
+def test_a_notifier_that_is_unregistered_leaves_no_event_in_flight() -> None:
+    """That counts as its answer, and has no record."""
+    rates = Rates()
+    for at in range(S, 100 * S, S):
+        event = {"notifier": at, "sequence": 1, "peer": 2, "cause": at}
+        rates.add([call(at, kind="event", event="INVALIDATE", **event)])
+        assert rates.sent(at, 1) == at
+        rates.add([call(at + US, US)])
+        assert rates.sent(at, 1) is None
+    assert not rates._sent
+    assert not rates._of_call
+
+
 # --- the screen -------------------------------------------------------------------
 
 STATS = Stats(**dict.fromkeys(Stats.__struct_fields__, 7))
@@ -80,7 +93,8 @@ def waiting(number: int) -> NotifierInfo:
         pid=8,
         start=None,
         end=None,
-        told=1,
+        effective=True,
+        events_sent=1,
         waiting=1,
     )
 

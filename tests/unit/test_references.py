@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections import Counter, defaultdict
 from itertools import chain
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from hypothesis import settings
@@ -15,6 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.references import Reference, References
 from tests.unit.fakes import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BASE: Final = 0x1000
 
@@ -39,7 +42,12 @@ def dropped(references: References, holder: str) -> list[tuple[int, int]]:
 def put_all(
     references: References, holder: str, *extents: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    return list(chain.from_iterable(references.put_all(holder, extents)))
+    return [
+        run
+        for put in references.put_all(holder, extents)
+        if put is not None
+        for run in put.freed
+    ]
 
 
 @pytest.fixture
@@ -223,7 +231,7 @@ class EachPage(RuleBasedStateMachine):
         }
 
     @staticmethod
-    def as_set(found: list[tuple[int, int]]) -> set[int]:
+    def as_set(found: Sequence[tuple[int, int]]) -> set[int]:
         frames = [pfn - BASE + at for pfn, count in found for at in range(count)]
         assert len(set(frames)) == len(frames)
         return set(frames)

@@ -264,7 +264,7 @@ class Tree(Result, frozen=True, kw_only=True):
     colour: Colour
     shape: Literal["round", "flat"]
     weight: float
-    told: Annotated[bool, Meta(description="whether")]
+    flag: Annotated[bool, Meta(description="whether")]
     anything: dict[str, Any]
 
 
@@ -288,7 +288,7 @@ def test_types_of_all_kinds() -> None:
         "colour": "Colour",
         "shape": "flat|round",
         "weight": "number",
-        "told": "bool",
+        "flag": "bool",
         "anything": "any",
     }
     assert parsed["Colour"] == an_enum("Colour", "red", "blue")

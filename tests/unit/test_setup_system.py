@@ -46,6 +46,20 @@ def tree(path: Path) -> set[str]:
     return {str(one.relative_to(path)) for one in path.rglob("*") if one.is_file()}
 
 
+def test_all_users_can_read_what_is_installed_whatever_the_umask(
+    run: Run, prefix: Path
+) -> None:
+    umask = os.umask(0o077)
+    try:
+        assert run()[0] == 0
+    finally:
+        os.umask(umask)
+    for path in (prefix, *prefix.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode & 0o444 == 0o444, path
+        assert mode & 0o111 == 0o111 or not path.is_dir(), path
+
+
 def test_all_files_are_installed_and_removed(run: Run, prefix: Path) -> None:
     status, out, _ = run("--command", "/opt/it's/inaccfs")
     assert status == 0

@@ -12,12 +12,19 @@ import pytest
 import trio
 import trio.testing
 
-from inaccfs.semantics import V8, V9, V10, GuestMemfd
+from inaccfs.semantics import V8, V9, V10, GuestMemfd, InPlaceV8
 from inaccfs.semantics.rules import INVALIDATE, INVALIDATE_END, INVALIDATE_START
-from inaccfs.shim.call import Begun, Call
+from inaccfs.shim.call import Begun, Call, Conversion
+from inaccfs.shim.conversions import convert
+from inaccfs.shim.freezing import freeze, unfreeze
+from inaccfs.shim.memoryfailure import report
+from inaccfs.shim.migration import migrate
+from inaccfs.shim.populating import populate
+from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE
 from tests.unit.fakes import fallocate, refused
+from tests.unit.one_file import mine
 from tests.unit.pages_fakes import ACK_SECONDS, KEEP, Holder, World, world_of
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ class FreeSize(V10):
 pytestmark = pytest.mark.usefixtures("_no_strays")
 
 PID = 4711
+PEER = 5
 
 
 @contextmanager
@@ -207,13 +215,13 @@ async def test_pages_are_traced_when_got_moved_put_and_poisoned() -> None:
     with traced(world) as found:
         await world.get(holder, 2, 6)
         world.put(holder, 3, 2)
-        await world.file.pages.poison(2)
+        await report(world.file, 2, who=9)
         world.frames.moves = {5: 0x9000}
         await world.punch(2, 3)
     assert calls(found) == [
         ("get", 2 * PAGE, 6 * PAGE, 7, 0),
         ("put", (BASE + 3) * PAGE, (BASE + 5) * PAGE, 7, 0),
-        ("poison", 2 * PAGE, 3 * PAGE, 0, 0),
+        ("poison", 2 * PAGE, 3 * PAGE, 9, 0),
         ("move", 5 * PAGE, 6 * PAGE, 0, 0),
         ("punch", 2 * PAGE, 3 * PAGE, 0, 0),
     ]
@@ -255,3 +263,78 @@ async def test_the_counters_agree_with_the_trace() -> None:
     assert counters.events == number("event") == 2
     assert counters.punches == number("punch") == 1
     assert counters.fallocates == number("punch", "allocate") == 2
+
+
+async def test_references_that_were_put_before_a_peer_went_count() -> None:
+    """Many are put in steps, and the peer may disconnect in between."""
+    world, holder = world_of(V8()), Holder()
+    counters = world.file.superblock.trace.counters
+    await world.get(holder, 0, 2 * PAGES_A_STEP)
+    memory = world.file.pages.memory
+    assert memory is not None
+    all_of_them = memory.references_count
+    with traced(world) as found:
+        for _ in memory.put_all(holder, [(BASE, 2 * PAGES_A_STEP)]):
+            if memory.references_count < all_of_them:
+                break
+    assert counters.pages_put == PAGES_A_STEP
+    assert memory.references_count == all_of_them - PAGES_A_STEP
+    assert [(one.what, one.start, one.end) for one in found] == [
+        ("put", BASE * PAGE, (BASE + PAGES_A_STEP) * PAGE)
+    ]
+
+
+# --- commands ---------------------------------------------------------------------
+
+
+EVERYTHING = mine(
+    InPlaceV8,
+    initial="shared",
+    migration="bracket",
+    frozen="before the checks",
+    scope="file",
+)
+"""Rules with every command that changes a file."""
+
+
+async def test_commands_are_traced_with_their_errors() -> None:
+    world, holder = world_of(EVERYTHING, 8), Holder()
+    file = world.file
+    await convert(file, Conversion(4, 6, private=True))
+    await world.get(holder, 0, 1)
+    await world.get(holder, 2, 3)
+    world.put(holder, 2)
+    with traced(world) as found:
+        with refused(errno.EAGAIN):
+            await migrate(file, 0, 1, PEER)
+        await migrate(file, 2, 3, PEER)
+        with refused(errno.EINVAL):
+            await populate(file, 3, 5, None, PEER)
+        assert await populate(file, 4, 8, None, PEER) == 2
+        await freeze(file, holder, PEER)
+        with refused(errno.EPERM):
+            unfreeze(file, Holder(), PEER + 1)
+        unfreeze(file, holder, PEER)
+        assert all(one.began for one in found if one.what != "move")
+    whole = 0, 8 * PAGE
+    assert calls(found) == [
+        ("migrate", 0, PAGE, PEER, errno.EAGAIN),
+        ("move", 2 * PAGE, 3 * PAGE, PEER, 0),
+        ("migrate", 2 * PAGE, 3 * PAGE, PEER, 0),
+        ("populate", 3 * PAGE, 5 * PAGE, PEER, errno.EINVAL),
+        ("populate", 4 * PAGE, 6 * PAGE, PEER, 0),
+        ("freeze", *whole, PEER, 0),
+        ("unfreeze", *whole, PEER + 1, errno.EPERM),
+        ("unfreeze", *whole, PEER, 0),
+    ]
+
+
+async def test_a_cancelled_command_is_traced() -> None:
+    world = world_of(EVERYTHING)
+    with traced(world) as found, world.file.turn.take():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(freeze, world.file, Holder(), PEER)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert [(one.what, one.error) for one in found] == [("freeze", errno.EINTR)]
+    assert not world.file.is_frozen

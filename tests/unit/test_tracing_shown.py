@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
-from typing import Any, get_args
+import socket
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -11,12 +14,17 @@ import pytest
 from inaccfs.chrometrace import Writer
 from inaccfs.cli import main
 from inaccfs.control.messages import TraceRecord
+from inaccfs.errors import MountError
 from inaccfs.shim.trace import What
 from inaccfs.tracing import lines, svg
 from inaccfs.tracing.chrome import Picture
 from inaccfs.tracing.lines import Lines
+from inaccfs.tracing.recording import Recording
 from tests.chrome_traces import Trace
 from tests.unit.test_rooms import PAGE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -265,3 +273,19 @@ def test_the_page_and_the_help_have_every_kind(
         main(["trace", "-h"])
     shown = " ".join(capsys.readouterr().out.split())
     assert ", ".join(get_args(What)) in shown
+
+
+def test_a_recorder_that_no_fd_is_left_for_leaves_none_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socketpair", refuse)
+    path = tmp_path / "trace"
+    with pytest.raises(MountError, match="recorder: Too many open files"):
+        Recording(str(path), {})
+    opened = {
+        os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+    }
+    assert str(path.resolve()) not in opened

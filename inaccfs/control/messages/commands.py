@@ -6,7 +6,8 @@ name as the errors of the command.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -37,7 +38,11 @@ from inaccfs.control.messages.results import (
     Stats,
     VersionInfo,
 )
+from inaccfs.semantics.rules import Semantics as Rules
 from inaccfs.status import Status
+
+Exists: TypeAlias = Callable[[Rules], bool] | None
+"""Whether semantics have a command; None if all have it."""
 
 # Flags of memfd_create(2); the last one is the patch's.
 MFD_CLOEXEC: Final = 0x1
@@ -59,6 +64,7 @@ class Command(
     returns: ClassVar[Any] = Nothing
     # Whether only root and the mount's owner may use it.
     owner_only: ClassVar[bool] = False
+    exists: ClassVar[Exists] = None
     # Whether the command, or its return, carries an fd as SCM_RIGHTS.
     takes_fd: ClassVar[bool] = False
     gives_fd: ClassVar[bool] = False
@@ -109,8 +115,9 @@ class GetFd(Command, frozen=True, kw_only=True):
 
     A `weak` name does not keep the file open, and neither do notifiers that are
     registered by it: when all others have closed a file without a name in the file
-    system, its notifiers get the events of a punch of the whole file, and get-pfn is
-    EFAULT from then on. Its memory stays until the weak names are closed, too.
+    system, its notifiers get the events of a punch of the whole file, and get-pfn and
+    commands about its attributes are EFAULT from then on. Its memory stays until the
+    weak names are closed, too.
     """
 
     name: ClassVar[str] = "getfd"
@@ -163,6 +170,7 @@ class RegisterNotifier(Command, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "register-notifier"
     returns: ClassVar[Any] = Notifier
+    exists: ClassVar[Exists] = lambda rules: not rules.by_range
 
     file: File
 
@@ -178,6 +186,7 @@ class Bind(Command, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "bind"
     returns: ClassVar[Any] = Notifier
+    exists: ClassVar[Exists] = lambda rules: rules.by_range
 
     file: File
     start: FirstPage
@@ -198,6 +207,7 @@ class Unbind(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "unbind"
+    exists: ClassVar[Exists] = lambda rules: rules.by_range
 
     notifier: NotifierId
 
@@ -211,6 +221,7 @@ class UnregisterNotifier(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "unregister-notifier"
+    exists: ClassVar[Exists] = lambda rules: not rules.by_range
 
     notifier: NotifierId
 
@@ -263,6 +274,7 @@ class PutPfn(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "put-pfn"
+    exists: ClassVar[Exists] = lambda rules: rules.keeps_references
 
     file: File
     pfn: Pfn | None = None
@@ -361,6 +373,7 @@ class MemoryFailure(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "memory-failure"
+    exists: ClassVar[Exists] = lambda rules: rules.has_memory_failure
 
     file: File
     offset: Pgoff

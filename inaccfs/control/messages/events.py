@@ -10,6 +10,7 @@ from inaccfs.control.messages.commands import Command, InvalidateDone
 from inaccfs.control.messages.fields import End, NotifierId, Sequence, Start
 from inaccfs.control.messages.results import Extent
 from inaccfs.control.messages.views import TraceRecord
+from inaccfs.semantics import rules
 
 
 class Zaps(msgspec.Struct, frozen=True, gc=False):
@@ -52,31 +53,31 @@ class Answered(Event, frozen=True, kw_only=True):
 class Invalidate(Answered, frozen=True, kw_only=True):
     """Pages from `start` to `end` may be removed: stop using them, then answer."""
 
-    name: ClassVar[str] = "INVALIDATE"
+    name: ClassVar[str] = rules.INVALIDATE
 
 
 class InvalidateStart(Answered, frozen=True, kw_only=True):
     """Pages are about to be removed, in semantics that bracket the removal."""
 
-    name: ClassVar[str] = "INVALIDATE_START"
+    name: ClassVar[str] = rules.INVALIDATE_START
 
 
 class InvalidateEnd(Answered, frozen=True, kw_only=True):
     """The removal that INVALIDATE_START announced is over."""
 
-    name: ClassVar[str] = "INVALIDATE_END"
+    name: ClassVar[str] = rules.INVALIDATE_END
 
 
 class Populate(Answered, frozen=True, kw_only=True):
     """Pages from `start` to `end` have been allocated, in semantics that report it."""
 
-    name: ClassVar[str] = "POPULATE"
+    name: ClassVar[str] = rules.POPULATE
 
 
 class MemoryError(Event, frozen=True, kw_only=True):  # noqa: A001 - the contract's name
     """Pages are poisoned."""
 
-    name: ClassVar[str] = "MEMORY_ERROR"
+    name: ClassVar[str] = rules.MEMORY_ERROR
 
     notifier: NotifierId
     start: Start

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
-from inaccfs.control.messages.commands import Command, PutExtent
+from inaccfs.control.messages.commands import Command, Exists, PutExtent
 from inaccfs.control.messages.fields import (
     ByteCount,
     ByteOffset,
@@ -27,14 +27,16 @@ class SetMemoryAttributes(Command, frozen=True, kw_only=True):
 
     Every process that has the file open may use it. If the whole range already has the
     attribute, no event is sent. EINVAL past the end; EPERM for a frozen file;
-    EOPNOTSUPP in semantics that keep attributes per VM, or nowhere; ENOMEM if the file
-    would have more than a million ranges. A conversion to private is EAGAIN if a page
-    has references, and `error.offset` is that page. Nothing is converted then, except
-    in semantics that convert one huge page after the other: there the huge pages before
-    `error.offset` are. There a conversion ends early, too, if the peer disconnects.
+    EOPNOTSUPP in semantics that keep attributes per VM, or nowhere; EFAULT if all users
+    have closed the file; ENOMEM if the file would have more than a million ranges. A
+    conversion to private is EAGAIN if a page has references, and `error.offset` is that
+    page. Nothing is converted then, except in semantics that convert one huge page
+    after the other: there the huge pages before `error.offset` are. There a conversion
+    ends early, too, if the peer disconnects.
     """
 
     name: ClassVar[str] = "set-memory-attributes"
+    exists: ClassVar[Exists] = lambda rules: rules.in_place
 
     file: File
     offset: Pgoff
@@ -47,7 +49,8 @@ class QueryMemoryAttributes(Command, frozen=True, kw_only=True):
 
     Adjacent pages with the same attribute are one range. If there are more than 1000,
     the reply has `next` beside `return`. In semantics that do not keep attributes in
-    the file, there is one range with the initial attribute.
+    the file, there is one range with the initial attribute. EFAULT if all users have
+    closed the file (see `getfd`): the attributes vanish with it.
     """
 
     name: ClassVar[str] = "query-memory-attributes"
@@ -74,6 +77,7 @@ class PopulatePages(Command, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "populate"
     returns: ClassVar[Any] = Populated
+    exists: ClassVar[Exists] = lambda rules: rules.has_populate
 
     file: File
     offset: Pgoff
@@ -95,6 +99,7 @@ class Freeze(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "freeze"
+    exists: ClassVar[Exists] = lambda rules: rules.has_freeze
 
     file: File
 
@@ -107,6 +112,7 @@ class Unfreeze(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "unfreeze"
+    exists: ClassVar[Exists] = lambda rules: rules.has_freeze
 
     file: File
 
@@ -120,6 +126,7 @@ class Migrate(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "migrate"
+    exists: ClassVar[Exists] = lambda rules: rules.has_migrate
 
     file: File
     offset: Pgoff
@@ -134,6 +141,7 @@ class CommitBind(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "commit-bind"
+    exists: ClassVar[Exists] = lambda rules: rules.has_commit_bind
 
     notifier: NotifierId
 
@@ -149,6 +157,7 @@ class ReadShared(Command, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "read-shared"
     returns: ClassVar[Any] = Data
+    exists: ClassVar[Exists] = lambda rules: rules.mappable
 
     file: File
     offset: ByteOffset
@@ -162,6 +171,7 @@ class WriteShared(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "write-shared"
+    exists: ClassVar[Exists] = lambda rules: rules.mappable
 
     file: File
     offset: ByteOffset
@@ -172,12 +182,15 @@ class PinPages(Command, frozen=True, kw_only=True):
     """pin_user_pages(), FOLL_LONGTERM: pins shared pages as if through a mapping.
 
     A pin is a reference that is separate from those of get-pfn; it also exists in
-    semantics without these. Fails as read-shared does; returns the same as get-pfn with
-    `count`.
+    semantics without these. Returns the same as get-pfn with `count`. EFAULT, and
+    `error.offset` is the page, for a page that is private, past the end or poisoned,
+    and for a hole that gets no page; but ENOMEM if there is no memory for it. ENODEV in
+    semantics whose files cannot be mapped.
     """
 
     name: ClassVar[str] = "pin-pages"
     returns: ClassVar[Any] = Frames
+    exists: ClassVar[Exists] = lambda rules: rules.mappable
 
     file: File
     offset: Pgoff
@@ -191,6 +204,7 @@ class UnpinPages(Command, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "unpin-pages"
+    exists: ClassVar[Exists] = lambda rules: rules.mappable
 
     file: File
     pfn: Pfn | None = None

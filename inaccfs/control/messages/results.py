@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from inaccfs._version import __version__
+from inaccfs.semantics.derived import Derived
 
 # There can be thousands of rows at once, without reference cycles: with gc=False the
 # garbage collector does not visit them.
@@ -139,7 +140,7 @@ class Data(Result, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One registered notifier."""
+    """One notifier, registered for a file or bound to a range of one."""
 
     # Its number.
     notifier: int
@@ -151,12 +152,15 @@ class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     peer: int
     # The peer's process at the time of connect(2).
     pid: int
-    # The first page that it is bound to; null if it is registered for the file.
+    # The first page of the range of its bind; null if it is for the whole file.
     start: int | None
     # The page after the last.
     end: int | None
+    # Whether it gets events: not before commit-bind, if bind has only prepared it, and
+    # not while its command waits for an invalidation.
+    effective: bool
     # How many events it has been sent.
-    told: int
+    events_sent: int
     # The sequence of the event that it has not answered yet, or that is still to be
     # sent to it.
     waiting: int | None
@@ -187,7 +191,7 @@ class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     pinned: bool | msgspec.UnsetType = msgspec.UNSET
 
 
-class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class FetchedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Fetched pages of a file, which keep their frames."""
 
     # The name of the file, as in query-files.
@@ -213,7 +217,7 @@ class Pins(Result, frozen=True, omit_defaults=False):
     # "io_uring", "mlock (...)", "none (...)" or "simulated".
     pinning: str
     # Fetched pages that are still in the file.
-    extents: list[PinnedExtent]
+    extents: list[FetchedExtent]
     # Pages that peers have got and not put.
     references: list[Reference]
     # Where the next page begins, if there is more.
@@ -251,7 +255,7 @@ class Stats(Result, frozen=True, omit_defaults=False):
     fetched: int
 
 
-class Semantics(Result, frozen=True, omit_defaults=False):
+class Semantics(Derived, Result, frozen=True, omit_defaults=False):
     """The rules of this mount. `inaccfs semantics` shows the rules of all versions."""
 
     # The name, such as "v8".
@@ -371,16 +375,6 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     kvm_pre_fault_partial: bool
     # "ENOENT" or "EFAULT": its errno for a private gfn that no file serves.
     kvm_pre_fault_error: str
-
-    @property
-    def keeps_references(self) -> bool:
-        """Whether pages from get-pfn have to be put."""
-        return self.references != "none"
-
-    @property
-    def locks_pages(self) -> bool:
-        """Whether get-pfn leaves a page locked until put-pfn."""
-        return self.references == "locked"
 
 
 def version() -> VersionInfo:

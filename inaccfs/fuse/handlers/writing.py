@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.fuse import wire
@@ -29,16 +30,22 @@ class WritingHandlers:
     def _write(self, request: Request) -> Answer:
         offset, data = wire.written(request.buffer, request.size)
         node = self._namespace.inodes[request.nodeid]
-        request.later(self._fill, node, offset, data, request.pid)
+        began = monotonic_ns() if self._namespace.trace.listeners else 0
+        request.later(self._fill, node, offset, data, request.pid, began)
         return None
 
-    async def _fill(self, node: Node, offset: int, data: bytes, pid: int) -> bytes:
+    async def _fill(
+        self, node: Node, offset: int, data: bytes, pid: int, began: int
+    ) -> bytes:
         end = offset + len(data)
         with self._namespace.opens.hold(node) as file:
+            trace = file.trace
             try:
                 await hostaccess.write(file, offset, data)
-            except OSError as exc:
-                file.trace.tell("write", offset, end, pid, exc)
+            except Exception as exc:
+                if trace.listeners:
+                    trace.tell("write", offset, end, pid, exc, began)
                 raise
-            file.trace.tell("write", offset, end, pid)
+            if trace.listeners:
+                trace.tell("write", offset, end, pid, None, began)
         return wire.pack_write(len(data))

@@ -12,12 +12,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs import children, syscalls
+from inaccfs import children, runtime, syscalls
 from inaccfs.kvm.live.places import LiveError
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def run(kernel: Kernel, command: str, limit: float = _LIMIT) -> Run:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="inaccfs-live-"))
+    path = Path(runtime.temporary_directory("inaccfs-live-", LiveError))
     try:
         yield path
     finally:
@@ -134,15 +133,17 @@ def find_qemu() -> str:
 
 def _emulate(arguments: list[str], limit: float) -> str:
     """Run QEMU until it ends; returns what it printed."""
-    with subprocess.Popen(
-        [find_qemu(), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        preexec_fn=syscalls.die_with_parent,
-    ) as process:
+    with children.starting("QEMU", LiveError):
+        started = subprocess.Popen(
+            [find_qemu(), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            preexec_fn=syscalls.die_with_parent,
+        )
+    with started as process:
         try:
             _, said = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:

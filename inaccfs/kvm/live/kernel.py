@@ -222,19 +222,21 @@ class _Build:
 
 
 def _run(command: Sequence[str], directory: Path, log: IO[str]) -> None:
-    with subprocess.Popen(
-        command,
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        # It inherits the lock.
-        close_fds=False,
-        # At this signal make ends its own children, which would outlive a SIGKILL.
-        preexec_fn=partial(syscalls.die_with_parent, signal.SIGTERM),
-        # Only the user reads its messages.
-        env={**os.environ, "LC_ALL": "C"},
-    ) as process:
+    with children.starting(command[0], LiveError):
+        started = subprocess.Popen(
+            command,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # It inherits the lock.
+            close_fds=False,
+            # At this signal make ends its own children, which would outlive a SIGKILL.
+            preexec_fn=partial(syscalls.die_with_parent, signal.SIGTERM),
+            # Only the user reads its messages.
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    with started as process:
         try:
             status = process.wait()
         except BaseException:

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from inaccfs import children
 from inaccfs.errors import InaccfsError
 
 SOURCE_VARIABLE: Final = "INACCFS_LINUX_SOURCE"
@@ -131,13 +132,14 @@ def find_source() -> Source:
 
 def _installed(packages: tuple[str, ...]) -> dict[str, str | None]:
     """The version of each package; None where it is not installed."""
-    found = subprocess.run(
-        ["dpkg-query", "-W", "-f", _LINE, *packages],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with children.starting("dpkg-query", LiveError):
+        found = subprocess.run(
+            ["dpkg-query", "-W", "-f", _LINE, *packages],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     versions: dict[str, str | None] = dict.fromkeys(packages)
     for line in found.stdout.splitlines():
         name, status, version = line.split(" ", 2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.kvm.probe.machine import Machine
-from inaccfs.kvm.probe.protocol import GUEST_MEMFD_FLAG_MMAP, AbsentError
+from inaccfs.kvm.probe.protocol import AbsentError
+from inaccfs.kvmcalls import GUEST_MEMFD_FLAG_MMAP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,12 +7,13 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.kvm.probe.assembler import REAL, USER
-from inaccfs.kvm.probe.protocol import (
+from inaccfs.kvm.probe.real import RealKvm, RealOpponent
+from inaccfs.kvmcalls import (
     CAPABILITIES,
+    DEVICE,
     GUEST_MEMFD_FLAG_INIT_SHARED,
     GUEST_MEMFD_FLAG_MMAP,
 )
-from inaccfs.kvm.probe.real import DEVICE, RealKvm, RealOpponent
 
 if TYPE_CHECKING:
     from inaccfs.kvm.probe.assembler import Mode

@@ -8,14 +8,10 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import syscalls
+from inaccfs import errnos, syscalls
 from inaccfs.kvm.probe import words
 from inaccfs.kvm.probe.guest import STARTED, OrPage, Read, Write
 from inaccfs.kvm.probe.protocol import (
-    GUEST_MEMFD_FLAG_MMAP,
-    KVM_MEM_GUEST_MEMFD,
-    KVM_MEMORY_ATTRIBUTE_PRIVATE,
-    PAGE,
     U64,
     AbsentError,
     Halt,
@@ -25,6 +21,13 @@ from inaccfs.kvm.probe.protocol import (
     PortIn,
     PortOut,
     Region,
+)
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.kvmcalls import (
+    CAPABILITIES,
+    GUEST_MEMFD_FLAG_MMAP,
+    KVM_MEM_GUEST_MEMFD,
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
 )
 
 if TYPE_CHECKING:
@@ -58,19 +61,19 @@ class HostMemory:
 
     def __init__(self, pages: int, fill: int | None = None, fd: int = -1) -> None:
         flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self.pages: Final = mmap.mmap(fd, pages * PAGE, flags)
-        self.size: Final = pages * PAGE
+        self.pages: Final = mmap.mmap(fd, pages * PAGE_SIZE, flags)
+        self.size: Final = pages * PAGE_SIZE
         self.address: Final = ctypes.addressof(ctypes.c_char.from_buffer(self.pages))
         if fill is not None:
             self.pages[:] = bytes([fill]) * self.size
 
     def at(self, page: int = 0) -> str:
         """The first four bytes of a page, as they are in memory."""
-        return self.pages[page * PAGE : page * PAGE + 4].hex()
+        return self.pages[page * PAGE_SIZE : page * PAGE_SIZE + 4].hex()
 
     def put(self, data: bytes, page: int = 0) -> None:
         """Write at the beginning of a page."""
-        self.pages[page * PAGE : page * PAGE + len(data)] = data
+        self.pages[page * PAGE_SIZE : page * PAGE_SIZE + len(data)] = data
 
     def discard(self) -> None:
         """MADV_DONTNEED: the memory reads as zeros, or as the file, again."""
@@ -78,7 +81,7 @@ class HostMemory:
 
     def unmap(self, page: int, pages: int = 1) -> None:
         """munmap(2) a part, which the caller must not access any more."""
-        _munmap(self.address + page * PAGE, pages * PAGE)
+        _munmap(self.address + page * PAGE_SIZE, pages * PAGE_SIZE)
 
 
 def _munmap(address: int, size: int) -> None:
@@ -131,7 +134,7 @@ class Machine:
         self._base = 0
         self._ended = False
         if low:
-            self._low = self.anonymous(LOW // PAGE).pages
+            self._low = self.anonymous(LOW // PAGE_SIZE).pages
             address = self._keep[-1].address
             must(self.region(0, 0, 0, LOW, address))
 
@@ -144,7 +147,7 @@ class Machine:
     def create(self, pages: int = PAGES, flags: int | None = None) -> int:
         """Make a guest_memfd for a slot; returns its descriptor."""
         flags = self.kvm.file_flags if flags is None else flags
-        return self.vm.create_guest_memfd(pages * PAGE, flags)
+        return self.vm.create_guest_memfd(pages * PAGE_SIZE, flags)
 
     def anonymous(self, pages: int = PAGES, fill: int | None = None) -> HostMemory:
         """Make memory of the VMM, in which each byte is *fill*."""
@@ -178,7 +181,7 @@ class Machine:
         """
         fd = self.create(pages)
         half = self.host_half(fd, pages, fill)
-        must(self.region(slot, gpa=gpa, size=pages * PAGE, at=half.address, fd=fd))
+        must(self.region(slot, gpa=gpa, size=pages * PAGE_SIZE, at=half.address, fd=fd))
         if private and self.kvm.private:
             must(self.to_private(gpa, pages))
         return fd, half
@@ -186,7 +189,7 @@ class Machine:
     def plain(self, gpa: int = T, slot: int = 1) -> HostMemory:
         """Make a slot without a file, whose bytes are 0x33."""
         half = self.anonymous(fill=0x33)
-        must(self.region(slot, 0, gpa, PAGES * PAGE, half.address))
+        must(self.region(slot, 0, gpa, PAGES * PAGE_SIZE, half.address))
         return half
 
     # --- ioctls -----------------------------------------------------------------------
@@ -196,7 +199,7 @@ class Machine:
         slot: int = 1,
         flags: int = KVM_MEM_GUEST_MEMFD,
         gpa: int = T,
-        size: int = PAGES * PAGE,
+        size: int = PAGES * PAGE_SIZE,
         at: int = 0,
         offset: int = 0,
         fd: int = 0,
@@ -224,18 +227,18 @@ class Machine:
 
     def to_private(self, gpa: int = T, pages: int = 1) -> str:
         """Make pages private."""
-        return self.attributes(gpa, pages * PAGE, KVM_MEMORY_ATTRIBUTE_PRIVATE)
+        return self.attributes(gpa, pages * PAGE_SIZE, KVM_MEMORY_ATTRIBUTE_PRIVATE)
 
     def to_shared(self, gpa: int = T, pages: int = 1) -> str:
         """Make pages shared."""
-        return self.attributes(gpa, pages * PAGE, 0)
+        return self.attributes(gpa, pages * PAGE_SIZE, 0)
 
-    def pre_fault(self, gpa: int = T, size: int = PAGE, flags: int = 0) -> str:
+    def pre_fault(self, gpa: int = T, size: int = PAGE_SIZE, flags: int = 0) -> str:
         """KVM_PRE_FAULT_MEMORY: the outcome, and the rest that the struct has then."""
-        if not self.vm.check_extension(236):
+        if not self.vm.check_extension(CAPABILITIES["KVM_CAP_PRE_FAULT_MEMORY"]):
             raise AbsentError("KVM_PRE_FAULT_MEMORY")
         number, gpa, size = self.vcpu.pre_fault_memory(gpa, size, flags)
-        outcome = words.of_errno(number) if number else "ok"
+        outcome = errnos.name(number) if number else "ok"
         return f"{outcome} left {gpa:#x} {size:#x}"
 
     # --- the file ---------------------------------------------------------------------
@@ -251,7 +254,9 @@ class Machine:
     @staticmethod
     def fallocate(fd: int, mode: int, page: int, pages: int) -> str:
         """fallocate(2) of whole pages."""
-        return words.of(syscalls.fallocate, fd, mode, page * PAGE, pages * PAGE)
+        return words.of(
+            syscalls.fallocate, fd, mode, page * PAGE_SIZE, pages * PAGE_SIZE
+        )
 
     def cached(self, fd: int) -> str:
         """How many allocated pages the file has."""

@@ -16,34 +16,8 @@ if TYPE_CHECKING:
 
     from inaccfs.kvm.probe.guest import Operation
 
-PAGE: Final = 4096
-
 U64: Final = (1 << 64) - 1
 """The values that a member of an ioctl's struct can have."""
-
-# include/uapi/linux/kvm.h
-KVM_X86_DEFAULT_VM: Final = 0
-KVM_X86_SW_PROTECTED_VM: Final = 1
-KVM_MEM_LOG_DIRTY_PAGES: Final = 1 << 0
-KVM_MEM_READONLY: Final = 1 << 1
-KVM_MEM_GUEST_MEMFD: Final = 1 << 2
-KVM_MEMORY_ATTRIBUTE_PRIVATE: Final = 1 << 3
-GUEST_MEMFD_FLAG_MMAP: Final = 1 << 0
-GUEST_MEMFD_FLAG_INIT_SHARED: Final = 1 << 1
-
-CAPABILITIES: Final = {
-    "KVM_CAP_NR_MEMSLOTS": 10,
-    "KVM_CAP_READONLY_MEM": 81,
-    "KVM_CAP_MULTI_ADDRESS_SPACE": 118,
-    "KVM_CAP_EXIT_HYPERCALL": 201,
-    "KVM_CAP_USER_MEMORY2": 231,
-    "KVM_CAP_MEMORY_FAULT_INFO": 232,
-    "KVM_CAP_MEMORY_ATTRIBUTES": 233,
-    "KVM_CAP_GUEST_MEMFD": 234,
-    "KVM_CAP_VM_TYPES": 235,
-    "KVM_CAP_PRE_FAULT_MEMORY": 236,
-    "KVM_CAP_GUEST_MEMFD_FLAGS": 244,
-}
 
 
 class AbsentError(Exception):

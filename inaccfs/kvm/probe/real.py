@@ -12,28 +12,25 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.kvm.probe.protocol import (
-    CAPABILITIES,
-    KVM_MEMORY_ATTRIBUTE_PRIVATE,
-    KVM_X86_DEFAULT_VM,
-    KVM_X86_SW_PROTECTED_VM,
-    U64,
-    AbsentError,
-    Region,
-)
+from inaccfs.kvm.probe.protocol import U64, AbsentError, Region
 from inaccfs.kvm.probe.realvcpu import RealVcpu
-from inaccfs.kvm.probe.uapi import (
+from inaccfs.kvmcalls import (
+    CAPABILITIES,
+    DEVICE,
     KVM_CHECK_EXTENSION,
-    KVM_CREATE_GUEST_MEMFD,
     KVM_CREATE_VCPU,
     KVM_CREATE_VM,
     KVM_ENABLE_CAP,
     KVM_GET_DIRTY_LOG,
     KVM_GET_STATS_FD,
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_SET_MEMORY_ATTRIBUTES,
     KVM_SET_USER_MEMORY_REGION,
     KVM_SET_USER_MEMORY_REGION2,
+    KVM_X86_DEFAULT_VM,
+    KVM_X86_SW_PROTECTED_VM,
     address,
+    create_guest_memfd,
     ioctl,
 )
 from inaccfs.probe.calls import cachestat
@@ -44,16 +41,12 @@ if TYPE_CHECKING:
 
     from inaccfs.kvm.probe.assembler import Mode
 
-DEVICE: Final = "/dev/kvm"
-
 _U32: Final = (1 << 32) - 1
 
 # slot, flags, guest_phys_addr, memory_size, userspace_addr
 _region = struct.Struct("=IIQQQ")
 # ..., guest_memfd_offset, guest_memfd, pad1, pad2[14]
 _region2 = struct.Struct("=IIQQQQII14Q")
-# struct kvm_create_guest_memfd: size, flags, reserved[6]
-_guest_memfd = struct.Struct("=QQ6Q")
 # struct kvm_memory_attributes: address, size, attributes, flags
 _attributes = struct.Struct("=QQQQ")
 # struct kvm_enable_cap: cap, flags, args[4], pad[64]
@@ -84,8 +77,7 @@ class RealVm:
         )
 
     def create_guest_memfd(self, size: int, flags: int, reserved: int = 0) -> int:
-        request = _guest_memfd.pack(size & U64, flags & U64, *[reserved] * 6)
-        return ioctl(self.fd, KVM_CREATE_GUEST_MEMFD, request)
+        return create_guest_memfd(self.fd, size, flags, reserved)
 
     def set_user_memory_region(self, region: Region) -> None:
         ioctl(self.fd, KVM_SET_USER_MEMORY_REGION, _region.pack(*_first_five(region)))

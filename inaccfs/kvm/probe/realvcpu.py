@@ -21,7 +21,7 @@ from inaccfs.kvm.probe.protocol import (
     PortIn,
     PortOut,
 )
-from inaccfs.kvm.probe.uapi import (
+from inaccfs.kvmcalls import (
     EXIT_NAMES,
     KVM_EXIT_HLT,
     KVM_EXIT_HYPERCALL,

@@ -15,27 +15,24 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import launch
 from inaccfs.client import MFD_INACCESSIBLE, connect
-from inaccfs.kvm.cpu import Cpu, GuestUnavailableError
+from inaccfs.kvm.cpu import Cpu, GuestUnavailableError, check_available
 from inaccfs.kvm.cpubase import GuestLimitError
-from inaccfs.kvm.emulation import KVM_HC_MAP_GPA_RANGE
 from inaccfs.kvm.probe import assembler
-from inaccfs.kvm.probe.protocol import (
+from inaccfs.kvm.probe.protocol import U64, AbsentError, OtherExit
+from inaccfs.kvm.smallcpu import SmallCpu
+from inaccfs.kvm.uapi import KVM_USER_MEM_SLOTS, PAGE_SIZE
+from inaccfs.kvm.vm import VM
+from inaccfs.kvmcalls import (
     CAPABILITIES,
     GUEST_MEMFD_FLAG_INIT_SHARED,
     GUEST_MEMFD_FLAG_MMAP,
+    KVM_HC_MAP_GPA_RANGE,
     KVM_MEM_GUEST_MEMFD,
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_X86_DEFAULT_VM,
     KVM_X86_SW_PROTECTED_VM,
-    PAGE,
-    U64,
-    AbsentError,
-    OtherExit,
 )
-from inaccfs.kvm.smallcpu import SmallCpu
-from inaccfs.kvm.uapi import KVM_USER_MEM_SLOTS
-from inaccfs.kvm.vm import VM
 
 if TYPE_CHECKING:
     import mmap
@@ -265,7 +262,7 @@ class SimulatedKvm:
 
     def cached(self, fd: int) -> int:
         """A mount tells by st_blocks what a guest_memfd tells only by cachestat(2)."""
-        return os.fstat(fd).st_blocks * _BLOCK // PAGE
+        return os.fstat(fd).st_blocks * _BLOCK // PAGE_SIZE
 
 
 class _Simulated:
@@ -286,6 +283,9 @@ def opponent(semantics: str | None = None) -> Iterator[Opponent]:
     Raises:
         InaccfsError: nothing can be mounted.
     """
+    with suppress(GuestUnavailableError):
+        # Loaded once here, and not in the child process of each row.
+        check_available()
     # Frames of order 0, as guest_memfd has them. A user who may not read pagemap would
     # get larger ones, and touching a page would allocate its neighbours.
     with launch.mounted(

@@ -6,8 +6,8 @@ import json
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from inaccfs import errnos
 from inaccfs.errors import InaccfsError
-from inaccfs.kvm.probe import words
 from inaccfs.kvm.probe.asking import ABSENT, Row, ask
 from inaccfs.kvm.probe.machine import CannotBeginError
 from inaccfs.kvm.probe.protocol import AbsentError
@@ -119,7 +119,7 @@ def _tried(
     except InaccfsError as exc:
         return "", "", str(exc)
     except OSError as exc:
-        return f"stopped by {words.of_errno(exc.errno)}", "", ""
+        return f"stopped by {errnos.name(exc.errno)}", "", ""
 
 
 class Result(NamedTuple):

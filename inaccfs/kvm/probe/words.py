@@ -23,17 +23,12 @@ if TYPE_CHECKING:
     from inaccfs.kvm.probe.protocol import Exit
 
 
-def of_errno(number: int | None) -> str:
-    """The name of an errno, such as EINVAL."""
-    return errnos.NAMES.get(number or 0, f"errno {number}")
-
-
 def of(call: Callable[..., object], *arguments: object) -> str:
     """ "ok", what *call* returns if that is not None or 0, or the errno it raises."""
     try:
         value = call(*arguments)
     except OSError as exc:
-        return of_errno(exc.errno)
+        return errnos.name(exc.errno)
     return "ok" if value is None or value == 0 else str(value)
 
 
@@ -42,7 +37,7 @@ def of_fd(call: Callable[..., int], *arguments: object) -> str:
     try:
         call(*arguments)
     except OSError as exc:
-        return of_errno(exc.errno)
+        return errnos.name(exc.errno)
     return "fd"
 
 
@@ -63,8 +58,8 @@ def of_exit(found: Exit) -> str:
             return f"mmio write {gpa:#x} {data.hex()}"
         case MemoryFault(number, flags, gpa, size):
             exit_words = f"exit {flags:#x} gpa {gpa:#x} size {size:#x}"
-            return f"{of_errno(number)} {exit_words}" if number else exit_words
+            return f"{errnos.name(number)} {exit_words}" if number else exit_words
         case Hypercall(number, arguments):
             return f"hypercall {number} {' '.join(map(hex, arguments))}"
         case OtherExit(number, reason):
-            return f"{of_errno(number)} {reason}" if number else reason
+            return f"{errnos.name(number)} {reason}" if number else reason

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.probe import words
 from inaccfs.kvm.probe.asking import Rows
-from inaccfs.kvm.probe.protocol import CAPABILITIES, PAGE
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.kvmcalls import CAPABILITIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,16 +22,16 @@ _TYPES: Final = range(7)
 _SIZES: Final = {
     "0": 0,
     "1": 1,
-    "4095": PAGE - 1,
-    "4096": PAGE,
-    "4097": PAGE + 1,
+    "4095": PAGE_SIZE - 1,
+    "4096": PAGE_SIZE,
+    "4097": PAGE_SIZE + 1,
     "2m": 2 << 20,
     "1t": 1 << 40,
     "2-62": 1 << 62,
-    "2-63-less-a-page": (1 << 63) - PAGE,
+    "2-63-less-a-page": (1 << 63) - PAGE_SIZE,
     "2-63-less-a-byte": (1 << 63) - 1,
     "2-63": 1 << 63,
-    "2-64-less-a-page": (1 << 64) - PAGE,
+    "2-64-less-a-page": (1 << 64) - PAGE_SIZE,
 }
 
 _FLAGS: Final = (1, 2, 3, 4, 8, 1 << 31, 1 << 63)
@@ -78,7 +79,7 @@ for _name, _size_given in _SIZES.items():
 
 def _flag(flags: int) -> Steps:
     def steps(machine: Machine) -> Iterator[object]:
-        yield words.of_fd(machine.vm.create_guest_memfd, PAGE, flags)
+        yield words.of_fd(machine.vm.create_guest_memfd, PAGE_SIZE, flags)
 
     return steps
 
@@ -100,7 +101,7 @@ def two_mistakes(machine: Machine) -> Iterator[object]:
 @ROWS.row("KVM_CREATE_GUEST_MEMFD with all reserved words set.", low=False)
 def reserved(machine: Machine) -> Iterator[object]:
     flags = machine.kvm.file_flags
-    yield words.of_fd(machine.vm.create_guest_memfd, PAGE, flags, 1)
+    yield words.of_fd(machine.vm.create_guest_memfd, PAGE_SIZE, flags, 1)
 
 
 @ROWS.row("64 files of 1 TiB each: nothing is charged at creation.", low=False)
@@ -113,4 +114,4 @@ def many(machine: Machine) -> Iterator[object]:
 @ROWS.row("KVM_CREATE_GUEST_MEMFD on a VM of the default type.", low=False)
 def default_vm(machine: Machine) -> Iterator[object]:
     other = machine.another(0, low=False)
-    yield words.of_fd(other.vm.create_guest_memfd, PAGE, 0)
+    yield words.of_fd(other.vm.create_guest_memfd, PAGE_SIZE, 0)

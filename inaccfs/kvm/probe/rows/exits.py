@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.kvm.probe import guest, words
 from inaccfs.kvm.probe.asking import Rows
 from inaccfs.kvm.probe.machine import PAGES, T
-from inaccfs.kvm.probe.protocol import PAGE
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.kvmcalls import CAPABILITIES, KVM_HC_MAP_GPA_RANGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,9 +17,8 @@ if TYPE_CHECKING:
 
 ROWS: Final = Rows("exit")
 
-_SIZE: Final = PAGES * PAGE
-_HYPERCALL: Final = 201
-_MAP_GPA_RANGE: Final = 12
+_SIZE: Final = PAGES * PAGE_SIZE
+_HYPERCALL: Final = CAPABILITIES["KVM_CAP_EXIT_HYPERCALL"]
 
 
 def _private_plain(machine: Machine) -> None:
@@ -70,13 +70,13 @@ def gpa_in_page(machine: Machine) -> Iterator[object]:
 @ROWS.row("The gpa of an exit in the last word of a page.", private=True)
 def gpa_last_word(machine: Machine) -> Iterator[object]:
     _private_plain(machine)
-    yield machine.read(T + PAGE - 4)
+    yield machine.read(T + PAGE_SIZE - 4)
 
 
 @ROWS.row("An access across two pages that both exit: the gpa.", private=True)
 def gpa_across(machine: Machine) -> Iterator[object]:
     _private_plain(machine)
-    yield machine.read(T + PAGE - 2)
+    yield machine.read(T + PAGE_SIZE - 2)
 
 
 @ROWS.row(
@@ -84,8 +84,8 @@ def gpa_across(machine: Machine) -> Iterator[object]:
 )
 def gpa_across_second(machine: Machine) -> Iterator[object]:
     machine.plain()
-    yield machine.to_private(T + PAGE)
-    yield machine.read(T + PAGE - 2)
+    yield machine.to_private(T + PAGE_SIZE)
+    yield machine.read(T + PAGE_SIZE - 2)
 
 
 @ROWS.row(
@@ -94,10 +94,10 @@ def gpa_across_second(machine: Machine) -> Iterator[object]:
 )
 def write_across_second(machine: Machine) -> Iterator[object]:
     half = machine.plain()
-    yield machine.to_private(T + PAGE)
-    yield machine.write(T + PAGE - 4, 0x11111111)
-    yield machine.write(T + PAGE - 2, 0x22222222)
-    yield half.pages[PAGE - 4 : PAGE].hex()
+    yield machine.to_private(T + PAGE_SIZE)
+    yield machine.write(T + PAGE_SIZE - 4, 0x11111111)
+    yield machine.write(T + PAGE_SIZE - 2, 0x22222222)
+    yield half.pages[PAGE_SIZE - 4 : PAGE_SIZE].hex()
 
 
 @ROWS.row(
@@ -106,11 +106,13 @@ def write_across_second(machine: Machine) -> Iterator[object]:
 )
 def copy_across(machine: Machine) -> Iterator[object]:
     machine.plain()
-    yield machine.to_private(T + PAGE)
-    yield machine.run(guest.Copy(T, T + 8 * PAGE, 2048))
-    yield machine.read(T + 8 * PAGE)
-    yield machine.run(guest.Copy(T, T + 8 * PAGE, 2048), guest.Read(T + 9 * PAGE))
-    yield machine.to_shared(T + PAGE)
+    yield machine.to_private(T + PAGE_SIZE)
+    yield machine.run(guest.Copy(T, T + 8 * PAGE_SIZE, 2048))
+    yield machine.read(T + 8 * PAGE_SIZE)
+    yield machine.run(
+        guest.Copy(T, T + 8 * PAGE_SIZE, 2048), guest.Read(T + 9 * PAGE_SIZE)
+    )
+    yield machine.to_shared(T + PAGE_SIZE)
     yield machine.resume()
 
 
@@ -154,9 +156,11 @@ def resume_write(machine: Machine) -> Iterator[object]:
 )
 def resume_in_program(machine: Machine) -> Iterator[object]:
     machine.plain()
-    yield machine.to_private(T + PAGE)
-    yield machine.run(guest.Read(T), guest.Read(T + PAGE), guest.Read(T + 2 * PAGE))
-    yield machine.to_shared(T + PAGE)
+    yield machine.to_private(T + PAGE_SIZE)
+    yield machine.run(
+        guest.Read(T), guest.Read(T + PAGE_SIZE), guest.Read(T + 2 * PAGE_SIZE)
+    )
+    yield machine.to_shared(T + PAGE_SIZE)
     yield machine.resume()
 
 
@@ -178,7 +182,7 @@ def mmio_before_beside(machine: Machine) -> Iterator[object]:
     yield machine.read(T)
     yield machine.to_private(T, 2)
     yield machine.read(T)
-    yield machine.read(T + PAGE)
+    yield machine.read(T + PAGE_SIZE)
 
 
 @ROWS.row("An exit without a slot; shared then: MMIO; private again.", private=True)
@@ -240,15 +244,15 @@ def mmio_answered_private(machine: Machine) -> Iterator[object]:
 )
 def conversion_over_hole(machine: Machine) -> Iterator[object]:
     first, _ = machine.memory(4, fill=0x10, private=False)
-    second, _ = machine.memory(4, T + 8 * PAGE, slot=2, fill=0x20, private=False)
+    second, _ = machine.memory(4, T + 8 * PAGE_SIZE, slot=2, fill=0x20, private=False)
     yield machine.read()
-    yield machine.read(T + 4 * PAGE)
-    yield machine.read(T + 8 * PAGE)
-    yield machine.to_private(T - PAGE, 16)
+    yield machine.read(T + 4 * PAGE_SIZE)
+    yield machine.read(T + 8 * PAGE_SIZE)
+    yield machine.to_private(T - PAGE_SIZE, 16)
     yield machine.read()
-    yield machine.read(T + 4 * PAGE)
-    yield machine.read(T + 5 * PAGE)
-    yield machine.read(T + 8 * PAGE)
+    yield machine.read(T + 4 * PAGE_SIZE)
+    yield machine.read(T + 5 * PAGE_SIZE)
+    yield machine.read(T + 8 * PAGE_SIZE)
     yield machine.cached(first)
     yield machine.cached(second)
 
@@ -259,14 +263,14 @@ def conversion_over_hole(machine: Machine) -> Iterator[object]:
 @ROWS.row("KVM_HC_MAP_GPA_RANGE without KVM_CAP_EXIT_HYPERCALL.", private=True)
 def hypercall_refused(machine: Machine) -> Iterator[object]:
     machine.memory()
-    yield machine.run(guest.CallHypervisor(_MAP_GPA_RANGE, (T, 1, 0)))
+    yield machine.run(guest.CallHypervisor(KVM_HC_MAP_GPA_RANGE, (T, 1, 0)))
 
 
 @ROWS.row("KVM_HC_MAP_GPA_RANGE to shared, as an exit: does KVM convert.", private=True)
 def hypercall(machine: Machine) -> Iterator[object]:
     machine.memory(fill=0x33)
-    machine.vm.enable_cap(_HYPERCALL, 1 << _MAP_GPA_RANGE)
-    yield machine.run(guest.CallHypervisor(_MAP_GPA_RANGE, (T, 1, 0)))
+    machine.vm.enable_cap(_HYPERCALL, 1 << KVM_HC_MAP_GPA_RANGE)
+    yield machine.run(guest.CallHypervisor(KVM_HC_MAP_GPA_RANGE, (T, 1, 0)))
     yield machine.read()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs import syscalls
 from inaccfs.kvm.probe import words
 from inaccfs.kvm.probe.asking import Rows
-from inaccfs.kvm.probe.protocol import PAGE
+from inaccfs.kvm.uapi import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 ROWS: Final = Rows("file")
 
 _KEEP: Final = syscalls.FALLOC_FL_KEEP_SIZE
-_SIZE: Final = 16 * PAGE
+_SIZE: Final = 16 * PAGE_SIZE
 
 
 def _mmap(fd: int, flags: int, protection: int) -> None:
-    mmap.mmap(fd, PAGE, flags, protection).close()
+    mmap.mmap(fd, PAGE_SIZE, flags, protection).close()
 
 
 _CALLS: Final[dict[str, tuple[str, Callable[[int], object]]]] = {
@@ -49,7 +49,7 @@ _CALLS: Final[dict[str, tuple[str, Callable[[int], object]]]] = {
         lambda fd: _mmap(fd, mmap.MAP_PRIVATE, mmap.PROT_READ),
     ),
     "grow": ("ftruncate(2) to twice the size", lambda fd: os.ftruncate(fd, 2 * _SIZE)),
-    "shrink": ("ftruncate(2) to a page", lambda fd: os.ftruncate(fd, PAGE)),
+    "shrink": ("ftruncate(2) to a page", lambda fd: os.ftruncate(fd, PAGE_SIZE)),
     "same-size": (
         "ftruncate(2) to the size it has",
         lambda fd: os.ftruncate(fd, _SIZE),
@@ -70,25 +70,25 @@ _CALLS: Final[dict[str, tuple[str, Callable[[int], object]]]] = {
 
 # Mode, offset and length, bytes.
 _FALLOCATES: Final = {
-    "allocate": (_KEEP, 0, PAGE),
-    "allocate-mode-0": (0, 0, PAGE),
+    "allocate": (_KEEP, 0, PAGE_SIZE),
+    "allocate-mode-0": (0, 0, PAGE_SIZE),
     "allocate-all": (_KEEP, 0, _SIZE),
-    "allocate-beyond": (_KEEP, _SIZE, PAGE),
-    "allocate-across-end": (_KEEP, _SIZE - PAGE, 2 * PAGE),
-    "allocate-unaligned-offset": (_KEEP, 100, PAGE),
+    "allocate-beyond": (_KEEP, _SIZE, PAGE_SIZE),
+    "allocate-across-end": (_KEEP, _SIZE - PAGE_SIZE, 2 * PAGE_SIZE),
+    "allocate-unaligned-offset": (_KEEP, 100, PAGE_SIZE),
     "allocate-unaligned-length": (_KEEP, 0, 100),
     "allocate-nothing": (_KEEP, 0, 0),
-    "allocate-negative": (_KEEP, -PAGE, PAGE),
-    "allocate-to-2-63": (_KEEP, (1 << 63) - PAGE, PAGE),
-    "punch": (syscalls.PUNCH, 0, PAGE),
+    "allocate-negative": (_KEEP, -PAGE_SIZE, PAGE_SIZE),
+    "allocate-to-2-63": (_KEEP, (1 << 63) - PAGE_SIZE, PAGE_SIZE),
+    "punch": (syscalls.PUNCH, 0, PAGE_SIZE),
     "punch-all": (syscalls.PUNCH, 0, _SIZE),
-    "punch-beyond": (syscalls.PUNCH, _SIZE, PAGE),
-    "punch-across-end": (syscalls.PUNCH, _SIZE - PAGE, 2 * PAGE),
-    "punch-unaligned-offset": (syscalls.PUNCH, 100, PAGE),
+    "punch-beyond": (syscalls.PUNCH, _SIZE, PAGE_SIZE),
+    "punch-across-end": (syscalls.PUNCH, _SIZE - PAGE_SIZE, 2 * PAGE_SIZE),
+    "punch-unaligned-offset": (syscalls.PUNCH, 100, PAGE_SIZE),
     "punch-unaligned-length": (syscalls.PUNCH, 0, 100),
-    "punch-without-keep-size": (syscalls.FALLOC_FL_PUNCH_HOLE, 0, PAGE),
-    "zero-range": (0x10 | _KEEP, 0, PAGE),
-    "collapse-range": (0x08, 0, PAGE),
+    "punch-without-keep-size": (syscalls.FALLOC_FL_PUNCH_HOLE, 0, PAGE_SIZE),
+    "zero-range": (0x10 | _KEEP, 0, PAGE_SIZE),
+    "collapse-range": (0x08, 0, PAGE_SIZE),
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.kvm.probe import guest
 from inaccfs.kvm.probe.asking import Rows
 from inaccfs.kvm.probe.machine import PAGES, T
-from inaccfs.kvm.probe.protocol import PAGE
+from inaccfs.kvm.uapi import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROWS: Final = Rows("guest")
 
-_SIZE: Final = PAGES * PAGE
+_SIZE: Final = PAGES * PAGE_SIZE
 # The gpa of a device that answers each byte with 0x5a; there is no slot.
 _HOLE: Final = 8 * T
 
@@ -26,7 +26,7 @@ _HOLE: Final = 8 * T
 def fresh(machine: Machine) -> Iterator[object]:
     machine.memory(fill=0xAA)
     yield machine.read()
-    yield machine.or_page(T + PAGE)
+    yield machine.or_page(T + PAGE_SIZE)
 
 
 @ROWS.row("A read allocates: pages of the file, and what is mapped, before and after.")
@@ -60,10 +60,10 @@ def widths(machine: Machine) -> Iterator[object]:
 @ROWS.row("A write of four bytes across two pages, and a read of each page.")
 def straddling(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory()
-    yield machine.write(T + PAGE - 2, 0x11223344)
-    yield machine.read(T + PAGE - 2)
-    yield machine.read(T + PAGE - 4)
-    yield machine.read(T + PAGE)
+    yield machine.write(T + PAGE_SIZE - 2, 0x11223344)
+    yield machine.read(T + PAGE_SIZE - 2)
+    yield machine.read(T + PAGE_SIZE - 4)
+    yield machine.read(T + PAGE_SIZE)
     yield machine.cached(fd)
 
 
@@ -78,9 +78,9 @@ def exchange(machine: Machine) -> Iterator[object]:
 @ROWS.row("Copy 2048 words from two pages to two others, and read the last one.")
 def copy(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory()
-    yield machine.write(T + 2 * PAGE - 4, 0x11223344)
-    yield machine.run(guest.Copy(T, T + 4 * PAGE, 2048))
-    yield machine.read(T + 6 * PAGE - 4)
+    yield machine.write(T + 2 * PAGE_SIZE - 4, 0x11223344)
+    yield machine.run(guest.Copy(T, T + 4 * PAGE_SIZE, 2048))
+    yield machine.read(T + 6 * PAGE_SIZE - 4)
     yield machine.cached(fd)
 
 
@@ -107,8 +107,8 @@ def allocated_before(machine: Machine) -> Iterator[object]:
 @ROWS.row("The guest writes code into the slot, and executes it.")
 def execute(machine: Machine) -> Iterator[object]:
     machine.memory()
-    yield machine.write(T + PAGE, 0x11)
-    yield machine.write_code(T, guest.Read(T + PAGE))
+    yield machine.write(T + PAGE_SIZE, 0x11)
+    yield machine.write_code(T, guest.Read(T + PAGE_SIZE))
     yield machine.run(guest.Jump(T))
 
 
@@ -116,9 +116,9 @@ def execute(machine: Machine) -> Iterator[object]:
 def execute_punched(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory()
     for value in (0x11, 0x22):
-        yield machine.write_code(T, guest.Write(T + PAGE, value))
+        yield machine.write_code(T, guest.Write(T + PAGE_SIZE, value))
         yield machine.run(guest.Jump(T))
-        yield machine.read(T + PAGE)
+        yield machine.read(T + PAGE_SIZE)
         yield machine.punch(fd)
 
 
@@ -126,7 +126,7 @@ def execute_punched(machine: Machine) -> Iterator[object]:
 def huge(machine: Machine) -> Iterator[object]:
     machine.memory(512, gpa=2 << 20)
     yield machine.write(2 << 20, 0x11)
-    yield machine.write((2 << 20) + PAGE, 0x11)
+    yield machine.write((2 << 20) + PAGE_SIZE, 0x11)
     yield machine.mapped()
     yield f"{machine.vm.stat('pages_2m')} of 2 MiB"
 
@@ -148,14 +148,14 @@ def punch(machine: Machine) -> Iterator[object]:
 def punch_neighbours(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory()
     for page in range(3):
-        machine.write(T + page * PAGE, 0x10 + page)
+        machine.write(T + page * PAGE_SIZE, 0x10 + page)
     yield machine.cached(fd)
     yield machine.mapped()
     yield machine.punch(fd, 1)
     yield machine.cached(fd)
     yield machine.mapped()
     for page in range(3):
-        yield machine.read(T + page * PAGE)
+        yield machine.read(T + page * PAGE_SIZE)
     yield machine.mapped()
 
 
@@ -163,7 +163,7 @@ def punch_neighbours(machine: Machine) -> Iterator[object]:
 def punch_all(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory()
     for page in range(3):
-        machine.write(T + page * PAGE, 0x10 + page)
+        machine.write(T + page * PAGE_SIZE, 0x10 + page)
     yield machine.punch(fd, 0, PAGES)
     yield machine.cached(fd)
     yield machine.mapped()
@@ -174,7 +174,7 @@ def punch_all(machine: Machine) -> Iterator[object]:
 def punch_nothing(machine: Machine) -> Iterator[object]:
     fd = machine.create()
     half = machine.host_half(fd)
-    yield machine.region(fd=fd, at=half.address, size=8 * PAGE)
+    yield machine.region(fd=fd, at=half.address, size=8 * PAGE_SIZE)
     if machine.kvm.private:
         yield machine.to_private(T, 8)
     yield machine.write(T, 0x11)
@@ -188,16 +188,16 @@ def punch_nothing(machine: Machine) -> Iterator[object]:
 @ROWS.row("A slot at an offset in its file: punch file page 5 and file pages 0 to 3.")
 def punch_offset(machine: Machine) -> Iterator[object]:
     fd = machine.create()
-    address = machine.host_half(fd).address + 4 * PAGE
-    yield machine.region(fd=fd, at=address, offset=4 * PAGE, size=8 * PAGE)
+    address = machine.host_half(fd).address + 4 * PAGE_SIZE
+    yield machine.region(fd=fd, at=address, offset=4 * PAGE_SIZE, size=8 * PAGE_SIZE)
     if machine.kvm.private:
         yield machine.to_private(T, 8)
     for page in range(8):
-        machine.write(T + page * PAGE, 0x20 + page)
+        machine.write(T + page * PAGE_SIZE, 0x20 + page)
     yield machine.punch(fd, 5)
     yield machine.read(T)
-    yield machine.read(T + PAGE)
-    yield machine.read(T + 5 * PAGE)
+    yield machine.read(T + PAGE_SIZE)
+    yield machine.read(T + 5 * PAGE_SIZE)
     yield machine.punch(fd, 0, 4)
     yield machine.read(T)
 
@@ -220,14 +220,14 @@ def punch_often(machine: Machine) -> Iterator[object]:
 def two_slots(machine: Machine) -> Iterator[object]:
     fd = machine.create()
     address = machine.host_half(fd).address
-    half = 8 * PAGE
+    half = 8 * PAGE_SIZE
     yield machine.region(1, gpa=T, size=half, at=address, fd=fd)
     at = address + half
     yield machine.region(2, gpa=2 * T, size=half, at=at, offset=half, fd=fd)
     if machine.kvm.private:
         yield machine.to_private(T, 8)
         yield machine.to_private(2 * T, 8)
-    gpas = (T, T + 7 * PAGE, 2 * T, 2 * T + PAGE)
+    gpas = (T, T + 7 * PAGE_SIZE, 2 * T, 2 * T + PAGE_SIZE)
     for value, gpa in enumerate(gpas, 1):
         machine.write(gpa, value)
     yield machine.punch(fd, 7, 2)
@@ -287,18 +287,18 @@ def deleted_slot(machine: Machine) -> Iterator[object]:
     yield machine.delete()
     yield machine.read()
     yield machine.write()
-    yield machine.read(T + PAGE)
+    yield machine.read(T + PAGE_SIZE)
 
 
 @ROWS.row("The slot ends before its file: its last page, and the one after it.")
 def slot_end(machine: Machine) -> Iterator[object]:
     fd = machine.create()
     half = machine.host_half(fd)
-    yield machine.region(fd=fd, at=half.address, size=8 * PAGE)
+    yield machine.region(fd=fd, at=half.address, size=8 * PAGE_SIZE)
     if machine.kvm.private:
         yield machine.to_private(T, PAGES)
-    yield machine.read(T + 7 * PAGE)
-    yield machine.read(T + 8 * PAGE)
+    yield machine.read(T + 7 * PAGE_SIZE)
+    yield machine.read(T + 8 * PAGE_SIZE)
     yield machine.cached(fd)
 
 
@@ -345,7 +345,7 @@ def closed_file(machine: Machine) -> Iterator[object]:
     yield machine.close(fd)
     yield machine.read()
     yield machine.write()
-    yield machine.read(T + PAGE)
+    yield machine.read(T + PAGE_SIZE)
 
 
 @ROWS.row("The file's last descriptor is closed: what is mapped.", private=True)

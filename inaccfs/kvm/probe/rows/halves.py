@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.kvm.probe import guest
 from inaccfs.kvm.probe.asking import Rows
 from inaccfs.kvm.probe.machine import PAGES, T
-from inaccfs.kvm.probe.protocol import KVM_MEM_READONLY, PAGE
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.kvmcalls import KVM_MEM_READONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ def default_attribute(machine: Machine) -> Iterator[object]:
     yield machine.to_private()
     yield machine.read()
     yield machine.cached(fd)
-    yield machine.read(T + PAGE)
+    yield machine.read(T + PAGE_SIZE)
 
 
 @ROWS.row("The guest writes private memory: what is at userspace_addr.", private=True)
@@ -70,10 +71,10 @@ def punch_between(machine: Machine) -> Iterator[object]:
 )
 def neighbours(machine: Machine) -> Iterator[object]:
     machine.memory(fill=0xAA, private=False)
-    yield machine.to_private(T + PAGE)
+    yield machine.to_private(T + PAGE_SIZE)
     yield machine.read()
-    yield machine.read(T + PAGE)
-    yield machine.read(T + 2 * PAGE)
+    yield machine.read(T + PAGE_SIZE)
+    yield machine.read(T + 2 * PAGE_SIZE)
 
 
 @ROWS.row(
@@ -81,10 +82,10 @@ def neighbours(machine: Machine) -> Iterator[object]:
 )
 def straddling(machine: Machine) -> Iterator[object]:
     _, half = machine.memory(fill=0xAA)
-    yield machine.to_shared(T + PAGE)
-    yield machine.read(T + PAGE - 2)
-    yield machine.write(T + PAGE - 2, 0x11223344)
-    yield machine.read(T + PAGE - 2)
+    yield machine.to_shared(T + PAGE_SIZE)
+    yield machine.read(T + PAGE_SIZE - 2)
+    yield machine.write(T + PAGE_SIZE - 2, 0x11223344)
+    yield machine.read(T + PAGE_SIZE - 2)
     yield half.at(1)
 
 
@@ -92,8 +93,8 @@ def straddling(machine: Machine) -> Iterator[object]:
 def copy(machine: Machine) -> Iterator[object]:
     machine.memory(fill=0xAA)
     yield machine.to_shared()
-    yield machine.run(guest.Copy(T, T + PAGE, 1024))
-    yield machine.read(T + 2 * PAGE - 4)
+    yield machine.run(guest.Copy(T, T + PAGE_SIZE, 1024))
+    yield machine.read(T + 2 * PAGE_SIZE - 4)
 
 
 @ROWS.row(
@@ -119,18 +120,18 @@ def often(machine: Machine) -> Iterator[object]:
 def shared_half_allocates_nothing(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory(private=False)
     yield machine.write(T, 0x11)
-    yield machine.write(T + PAGE, 0x11)
+    yield machine.write(T + PAGE_SIZE, 0x11)
     yield machine.cached(fd)
 
 
 @ROWS.row("Code in each half of a page: which is executed.", private=True)
 def execute(machine: Machine) -> Iterator[object]:
     machine.memory(private=False)
-    yield machine.write(T + PAGE, 0x11)
-    yield machine.write(T + PAGE + 4, 0x22)
-    yield machine.write_code(T, guest.Read(T + PAGE))
+    yield machine.write(T + PAGE_SIZE, 0x11)
+    yield machine.write(T + PAGE_SIZE + 4, 0x22)
+    yield machine.write_code(T, guest.Read(T + PAGE_SIZE))
     yield machine.to_private()
-    yield machine.write_code(T, guest.Read(T + PAGE + 4))
+    yield machine.write_code(T, guest.Read(T + PAGE_SIZE + 4))
     yield machine.run(guest.Jump(T))
     yield machine.to_shared()
     yield machine.run(guest.Jump(T))
@@ -159,12 +160,12 @@ def unmapped(machine: Machine) -> Iterator[object]:
     _, half = machine.memory(fill=0x22, private=False)
     yield machine.to_private()
     yield machine.write(T, 0x11)
-    yield machine.read(T + PAGE)
+    yield machine.read(T + PAGE_SIZE)
     half.unmap(0, PAGES)
     yield machine.read()
-    yield machine.read(T + PAGE)
-    yield machine.to_private(T + PAGE)
-    yield machine.read(T + PAGE)
+    yield machine.read(T + PAGE_SIZE)
+    yield machine.to_private(T + PAGE_SIZE)
+    yield machine.read(T + PAGE_SIZE)
 
 
 @ROWS.row(
@@ -174,10 +175,10 @@ def discarded(machine: Machine) -> Iterator[object]:
     _, half = machine.memory(fill=0x22, private=False)
     yield machine.to_private()
     yield machine.write(T, 0x11)
-    yield machine.read(T + PAGE)
+    yield machine.read(T + PAGE_SIZE)
     half.discard()
     yield machine.read()
-    yield machine.read(T + PAGE)
+    yield machine.read(T + PAGE_SIZE)
 
 
 # --- what KVM accesses itself ---------------------------------------------------------

@@ -14,7 +14,7 @@ from inaccfs import syscalls
 from inaccfs.kvm.probe import words
 from inaccfs.kvm.probe.asking import Rows
 from inaccfs.kvm.probe.machine import PAGES, T
-from inaccfs.kvm.probe.protocol import PAGE
+from inaccfs.kvm.uapi import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,7 +158,7 @@ def limits_of_size(machine: Machine) -> Iterator[object]:
     # An exceeded RLIMIT_FSIZE is a signal.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_MEMLOCK):
-        resource.setrlimit(limit, (PAGE, PAGE))
+        resource.setrlimit(limit, (PAGE_SIZE, PAGE_SIZE))
     fd = machine.create()
     yield machine.allocate(fd, 0, PAGES)
     yield machine.cached(fd)
@@ -175,7 +175,7 @@ def limit_of_descriptors(machine: Machine) -> Iterator[object]:
 
 @ROWS.row("A large allocation is interrupted by a signal: what the file keeps.")
 def signal_while_allocating(machine: Machine) -> Iterator[object]:
-    pages = 4 * _LARGE // PAGE
+    pages = 4 * _LARGE // PAGE_SIZE
     fd = machine.create(pages)
     main = threading.get_ident()
 
@@ -188,7 +188,7 @@ def signal_while_allocating(machine: Machine) -> Iterator[object]:
     signal.signal(signal.SIGUSR1, lambda *_: None)
     threading.Thread(target=interrupt, daemon=True).start()
     mode = syscalls.FALLOC_FL_KEEP_SIZE
-    outcome = words.of(syscalls.fallocate, fd, mode, 0, pages * PAGE)
+    outcome = words.of(syscalls.fallocate, fd, mode, 0, pages * PAGE_SIZE)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     yield outcome
     found = machine.kvm.cached(fd)

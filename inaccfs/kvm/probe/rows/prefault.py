@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.probe.asking import Rows
 from inaccfs.kvm.probe.machine import PAGES, T
-from inaccfs.kvm.probe.protocol import KVM_MEM_READONLY, PAGE
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.kvmcalls import KVM_MEM_READONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,30 +17,36 @@ if TYPE_CHECKING:
 
 ROWS: Final = Rows("prefault")
 
-_SIZE: Final = PAGES * PAGE
+_SIZE: Final = PAGES * PAGE_SIZE
 _END: Final = 1 << 64
 _FAR: Final = 8 * T
 
 # gpa, size, flags
 _CALLS: Final[dict[str, tuple[str, tuple[int, int, int]]]] = {
-    "page": ("A page of the slot.", (T, PAGE, 0)),
+    "page": ("A page of the slot.", (T, PAGE_SIZE, 0)),
     "slot": ("All of the slot.", (T, _SIZE, 0)),
-    "gpa-off-by-1": ("gpa plus 1.", (T + 1, PAGE, 0)),
+    "gpa-off-by-1": ("gpa plus 1.", (T + 1, PAGE_SIZE, 0)),
     "size-0": ("size 0.", (T, 0, 0)),
     "size-1": ("size 1.", (T, 1, 0)),
-    "size-4095": ("size 4095.", (T, PAGE - 1, 0)),
-    "wraps": ("gpa and size add up to more than 2^64.", (_END - PAGE, 2 * PAGE, 0)),
-    "ends-at-2-64": ("gpa and size add up to 2^64.", (_END - PAGE, PAGE, 0)),
-    "flags-1": ("flags 1.", (T, PAGE, 1)),
-    "flags-63": ("flags 1<<63.", (T, PAGE, 1 << 63)),
-    "two-mistakes": ("flags 1 and no slot.", (_FAR, PAGE, 1)),
-    "no-slot": ("No slot.", (_FAR, PAGE, 0)),
-    "gpa-2-52": ("A gpa that no CPU has.", (1 << 52, PAGE, 0)),
-    "across-end": ("8 pages of the slot, and 8 after it.", (T + 8 * PAGE, _SIZE, 0)),
-    "after-end": ("The page after the slot.", (T + _SIZE, PAGE, 0)),
+    "size-4095": ("size 4095.", (T, PAGE_SIZE - 1, 0)),
+    "wraps": (
+        "gpa and size add up to more than 2^64.",
+        (_END - PAGE_SIZE, 2 * PAGE_SIZE, 0),
+    ),
+    "ends-at-2-64": ("gpa and size add up to 2^64.", (_END - PAGE_SIZE, PAGE_SIZE, 0)),
+    "flags-1": ("flags 1.", (T, PAGE_SIZE, 1)),
+    "flags-63": ("flags 1<<63.", (T, PAGE_SIZE, 1 << 63)),
+    "two-mistakes": ("flags 1 and no slot.", (_FAR, PAGE_SIZE, 1)),
+    "no-slot": ("No slot.", (_FAR, PAGE_SIZE, 0)),
+    "gpa-2-52": ("A gpa that no CPU has.", (1 << 52, PAGE_SIZE, 0)),
+    "across-end": (
+        "8 pages of the slot, and 8 after it.",
+        (T + 8 * PAGE_SIZE, _SIZE, 0),
+    ),
+    "after-end": ("The page after the slot.", (T + _SIZE, PAGE_SIZE, 0)),
     "across-begin": (
         "The page before the slot, and its first.",
-        (T - PAGE, 2 * PAGE, 0),
+        (T - PAGE_SIZE, 2 * PAGE_SIZE, 0),
     ),
 }
 
@@ -61,7 +68,7 @@ def maps(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory()
     yield machine.mapped()
     for _ in range(2):
-        yield machine.pre_fault(T, 4 * PAGE)
+        yield machine.pre_fault(T, 4 * PAGE_SIZE)
         yield machine.cached(fd)
         yield machine.mapped()
     yield machine.read()
@@ -74,8 +81,8 @@ def maps(machine: Machine) -> Iterator[object]:
 def mixed(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory(private=False)
     machine.to_private(T)
-    machine.to_private(T + 2 * PAGE)
-    yield machine.pre_fault(T, 3 * PAGE)
+    machine.to_private(T + 2 * PAGE_SIZE)
+    yield machine.pre_fault(T, 3 * PAGE_SIZE)
     yield machine.cached(fd)
     yield machine.mapped()
 
@@ -83,7 +90,7 @@ def mixed(machine: Machine) -> Iterator[object]:
 @ROWS.row("Shared pages of a slot with a file.", private=True)
 def shared(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory(private=False)
-    yield machine.pre_fault(T, 2 * PAGE)
+    yield machine.pre_fault(T, 2 * PAGE_SIZE)
     yield machine.cached(fd)
     yield machine.mapped()
 
@@ -91,7 +98,7 @@ def shared(machine: Machine) -> Iterator[object]:
 @ROWS.row("A plain slot.")
 def plain(machine: Machine) -> Iterator[object]:
     machine.plain()
-    yield machine.pre_fault(T, 2 * PAGE)
+    yield machine.pre_fault(T, 2 * PAGE_SIZE)
     yield machine.mapped()
 
 
@@ -99,7 +106,7 @@ def plain(machine: Machine) -> Iterator[object]:
 def plain_readonly(machine: Machine) -> Iterator[object]:
     half = machine.anonymous(fill=0x33)
     yield machine.region(flags=KVM_MEM_READONLY, at=half.address)
-    yield machine.pre_fault(T, 2 * PAGE)
+    yield machine.pre_fault(T, 2 * PAGE_SIZE)
     yield machine.mapped()
     yield machine.read()
     yield machine.write(T, 1)
@@ -109,15 +116,15 @@ def plain_readonly(machine: Machine) -> Iterator[object]:
 def plain_private(machine: Machine) -> Iterator[object]:
     machine.plain()
     machine.to_private(T, PAGES)
-    yield machine.pre_fault(T, 2 * PAGE)
+    yield machine.pre_fault(T, 2 * PAGE_SIZE)
 
 
 @ROWS.row("A plain slot whose second page is private: partial success.", private=True)
 def plain_partly_private(machine: Machine) -> Iterator[object]:
     machine.plain()
-    machine.to_private(T + PAGE)
-    yield machine.pre_fault(T, 2 * PAGE)
-    yield machine.pre_fault(T + PAGE, PAGE)
+    machine.to_private(T + PAGE_SIZE)
+    yield machine.pre_fault(T, 2 * PAGE_SIZE)
+    yield machine.pre_fault(T + PAGE_SIZE, PAGE_SIZE)
 
 
 @ROWS.row("Private gfns without a slot.", private=True)
@@ -138,7 +145,7 @@ def no_shared_half(machine: Machine) -> Iterator[object]:
 def closed_file(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory()
     machine.close(fd)
-    yield machine.pre_fault(T, 4 * PAGE)
+    yield machine.pre_fault(T, 4 * PAGE_SIZE)
 
 
 @ROWS.row(
@@ -148,7 +155,7 @@ def closed_file_partly_shared(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory()
     machine.to_shared()
     machine.close(fd)
-    yield machine.pre_fault(T, 4 * PAGE)
+    yield machine.pre_fault(T, 4 * PAGE_SIZE)
 
 
 @ROWS.row(
@@ -156,11 +163,11 @@ def closed_file_partly_shared(machine: Machine) -> Iterator[object]:
 )
 def punched_after(machine: Machine) -> Iterator[object]:
     fd, _ = machine.memory()
-    yield machine.pre_fault(T, 4 * PAGE)
+    yield machine.pre_fault(T, 4 * PAGE_SIZE)
     yield machine.punch(fd)
     yield machine.cached(fd)
     yield machine.mapped()
-    yield machine.to_shared(T + PAGE)
+    yield machine.to_shared(T + PAGE_SIZE)
     yield machine.cached(fd)
     yield machine.mapped()
 
@@ -176,8 +183,8 @@ def written(machine: Machine) -> Iterator[object]:
 @ROWS.row("Across two slots that adjoin.", private=True)
 def two_slots(machine: Machine) -> Iterator[object]:
     machine.memory(4)
-    machine.memory(4, T + 4 * PAGE, slot=2)
-    yield machine.pre_fault(T, 8 * PAGE)
+    machine.memory(4, T + 4 * PAGE_SIZE, slot=2)
+    yield machine.pre_fault(T, 8 * PAGE_SIZE)
     yield machine.mapped()
 
 

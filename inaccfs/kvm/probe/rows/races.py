@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.kvm.probe import guest
 from inaccfs.kvm.probe.asking import Rows
 from inaccfs.kvm.probe.machine import PAGES, T
-from inaccfs.kvm.probe.protocol import PAGE
+from inaccfs.kvm.uapi import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +23,8 @@ ROWS: Final = Rows("race")
 # In seconds: how long a row watches a spinning guest that nothing disturbs.
 _WHILE: Final = 0.2
 
-_EXIT_PRIVATE: Final = f"EFAULT exit 0x8 gpa {T:#x} size {PAGE:#x}"
-_EXIT_SHARED: Final = f"EFAULT exit 0x0 gpa {T:#x} size {PAGE:#x}"
+_EXIT_PRIVATE: Final = f"EFAULT exit 0x8 gpa {T:#x} size {PAGE_SIZE:#x}"
+_EXIT_SHARED: Final = f"EFAULT exit 0x0 gpa {T:#x} size {PAGE_SIZE:#x}"
 
 
 def _spinning(machine: Machine, value: int) -> Spinning:
@@ -196,7 +196,7 @@ def flip_beside(machine: Machine) -> Iterator[object]:
     spinning = _spinning(machine, 0x11)
     found = set()
     for _ in range(100):
-        found |= {machine.to_shared(T + PAGE), machine.to_private(T + PAGE)}
+        found |= {machine.to_shared(T + PAGE_SIZE), machine.to_private(T + PAGE_SIZE)}
     yield ", ".join(sorted(found))
     yield spinning.ended(_WHILE)
 
@@ -213,7 +213,7 @@ def other_slots(machine: Machine) -> Iterator[object]:
     half = machine.anonymous()
     found = set()
     for _ in range(20):
-        found.add(machine.region(2, 0, 2 * T, PAGES * PAGE, half.address))
+        found.add(machine.region(2, 0, 2 * T, PAGES * PAGE_SIZE, half.address))
         found.add(machine.delete(2))
     yield ", ".join(sorted(found))
     yield spinning.ended(_WHILE)

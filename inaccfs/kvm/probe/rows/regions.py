@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.kvm.probe.asking import Rows
 from inaccfs.kvm.probe.machine import LOW, PAGES, T
-from inaccfs.kvm.probe.protocol import (
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.kvmcalls import (
     KVM_MEM_GUEST_MEMFD,
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_READONLY,
-    PAGE,
 )
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ _ONE_MISTAKE: Final[dict[str, tuple[str, Mapping[str, int]]]] = {
     "gpa-off-by-1": ("guest_phys_addr plus 1.", {"gpa": T + 1}),
     "gpa-off-by-2k": ("guest_phys_addr plus 2 KiB.", {"gpa": T + 0x800}),
     "size-1": ("memory_size 1.", {"size": 1}),
-    "size-4095": ("memory_size 4095.", {"size": PAGE - 1}),
+    "size-4095": ("memory_size 4095.", {"size": PAGE_SIZE - 1}),
     "size-off-by-2k": (
         "memory_size 2 KiB less than the file.",
-        {"size": PAGES * PAGE - 0x800},
+        {"size": PAGES * PAGE_SIZE - 0x800},
     ),
     "address-off-by-1": ("userspace_addr plus 1.", {"at": 1}),
     "address-0": ("userspace_addr 0.", {"address": 0}),
@@ -51,7 +51,7 @@ _ONE_MISTAKE: Final[dict[str, tuple[str, Mapping[str, int]]]] = {
     "offset-2k": ("guest_memfd_offset 2 KiB.", {"offset": 0x800}),
     "offset-wraps": (
         "guest_memfd_offset a page below 2^64, so that it wraps.",
-        {"offset": _END - PAGE},
+        {"offset": _END - PAGE_SIZE},
     ),
     "offset-2-63": (
         "guest_memfd_offset 2^63: a negative loff_t.",
@@ -59,31 +59,31 @@ _ONE_MISTAKE: Final[dict[str, tuple[str, Mapping[str, int]]]] = {
     ),
     "offset-at-end": (
         "guest_memfd_offset at the end of the file.",
-        {"offset": PAGES * PAGE},
+        {"offset": PAGES * PAGE_SIZE},
     ),
     "past-end": (
         "A slot that ends a page after the file.",
-        {"size": (PAGES + 1) * PAGE},
+        {"size": (PAGES + 1) * PAGE_SIZE},
     ),
     "offset-and-past-end": (
         "A slot of the file's size, from its second page on.",
-        {"offset": PAGE},
+        {"offset": PAGE_SIZE},
     ),
     "last-page": (
         "A slot of the file's last page.",
-        {"offset": (PAGES - 1) * PAGE, "size": PAGE},
+        {"offset": (PAGES - 1) * PAGE_SIZE, "size": PAGE_SIZE},
     ),
     "part": (
         "A slot of the file's pages 4 to 7.",
-        {"offset": 4 * PAGE, "size": 4 * PAGE},
+        {"offset": 4 * PAGE_SIZE, "size": 4 * PAGE_SIZE},
     ),
     "gpa-wraps": (
         "guest_phys_addr and memory_size add up to more than 2^64.",
-        {"gpa": _END - PAGE, "size": 2 * PAGE},
+        {"gpa": _END - PAGE_SIZE, "size": 2 * PAGE_SIZE},
     ),
     "gpa-ends-at-2-64": (
         "guest_phys_addr and memory_size add up to 2^64.",
-        {"gpa": _END - PAGE, "size": PAGE},
+        {"gpa": _END - PAGE_SIZE, "size": PAGE_SIZE},
     ),
     "gpa-2-52": ("guest_phys_addr 2^52, more than a CPU has.", {"gpa": 1 << 52}),
     "size-too-large": (
@@ -128,7 +128,7 @@ _ONE_MISTAKE: Final[dict[str, tuple[str, Mapping[str, int]]]] = {
     "padding": ("All reserved words set.", {"padding": (1 << 32) - 1}),
     "fd-minus-1": ("guest_memfd -1.", {"fd": -1}),
     "fd-none": ("guest_memfd 0x7fffffff, which is not open.", {"fd": 0x7FFFFFFF}),
-    "over-slot-0": ("The gfns of slot 0, too.", {"gpa": LOW - PAGE}),
+    "over-slot-0": ("The gfns of slot 0, too.", {"gpa": LOW - PAGE_SIZE}),
     "delete-nothing": ("memory_size 0, and there is no such slot.", {"size": 0}),
 }
 
@@ -158,7 +158,7 @@ _TWO_MISTAKES: Final[dict[str, tuple[str, Mapping[str, int]]]] = {
     ),
     "past-end-over-slot-0": (
         "The gfns of slot 0, and past the end of the file.",
-        {"gpa": 0, "offset": PAGES * PAGE},
+        {"gpa": 0, "offset": PAGES * PAGE_SIZE},
     ),
     "readonly-over-slot-0": (
         "The gfns of slot 0, and KVM_MEM_READONLY.",
@@ -229,7 +229,7 @@ def fd_closed(machine: Machine) -> Iterator[object]:
 @ROWS.row("guest_memfd is a memfd.")
 def fd_memfd(machine: Machine) -> Iterator[object]:
     fd = os.memfd_create("plain")
-    os.ftruncate(fd, PAGES * PAGE)
+    os.ftruncate(fd, PAGES * PAGE_SIZE)
     yield _with(machine, fd)
 
 
@@ -282,8 +282,8 @@ def fd_of_a_closed_vm(machine: Machine) -> Iterator[object]:
 )
 def old_ioctl(machine: Machine) -> Iterator[object]:
     address = machine.anonymous().address
-    yield machine.old_region(1, _FILE, T, PAGES * PAGE, address)
-    yield machine.old_region(2, 0, 2 * T, PAGES * PAGE, address)
+    yield machine.old_region(1, _FILE, T, PAGES * PAGE_SIZE, address)
+    yield machine.old_region(2, 0, 2 * T, PAGES * PAGE_SIZE, address)
     machine.memory()
     yield machine.old_region(1, 0, T, 0, 0)
 

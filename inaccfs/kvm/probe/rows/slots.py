@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.kvm.probe import words
 from inaccfs.kvm.probe.asking import Rows
 from inaccfs.kvm.probe.machine import PAGES, T
-from inaccfs.kvm.probe.protocol import (
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.kvmcalls import (
     KVM_MEM_GUEST_MEMFD,
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_READONLY,
-    PAGE,
 )
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROWS: Final = Rows("slot")
 
-_SIZE: Final = PAGES * PAGE
+_SIZE: Final = PAGES * PAGE_SIZE
 
 
 @ROWS.row("The same call again.")
@@ -133,7 +133,7 @@ def _second(machine: Machine, gpa: int, pages: int, slot: int = 2) -> str:
     """Make another slot, with another file."""
     fd = machine.create(pages)
     half = machine.host_half(fd, pages)
-    return machine.region(slot, gpa=gpa, size=pages * PAGE, fd=fd, at=half.address)
+    return machine.region(slot, gpa=gpa, size=pages * PAGE_SIZE, fd=fd, at=half.address)
 
 
 @ROWS.row("A slot with the gfns of another one.")
@@ -145,25 +145,25 @@ def gfns_same(machine: Machine) -> Iterator[object]:
 @ROWS.row("A slot that begins at the last page of another one.")
 def gfns_last_page(machine: Machine) -> Iterator[object]:
     machine.memory()
-    yield _second(machine, T + _SIZE - PAGE, PAGES)
+    yield _second(machine, T + _SIZE - PAGE_SIZE, PAGES)
 
 
 @ROWS.row("A slot that ends with the first page of another one.")
 def gfns_first_page(machine: Machine) -> Iterator[object]:
     machine.memory()
-    yield _second(machine, T - _SIZE + PAGE, PAGES)
+    yield _second(machine, T - _SIZE + PAGE_SIZE, PAGES)
 
 
 @ROWS.row("A slot inside the gfns of another one.")
 def gfns_inside(machine: Machine) -> Iterator[object]:
     machine.memory()
-    yield _second(machine, T + 4 * PAGE, 4)
+    yield _second(machine, T + 4 * PAGE_SIZE, 4)
 
 
 @ROWS.row("A slot around the gfns of another one.")
 def gfns_around(machine: Machine) -> Iterator[object]:
     machine.memory()
-    yield _second(machine, T - 4 * PAGE, PAGES + 8)
+    yield _second(machine, T - 4 * PAGE_SIZE, PAGES + 8)
 
 
 @ROWS.row("A plain slot over one with a file.")
@@ -188,9 +188,9 @@ def _of_one_file(machine: Machine, *ranges: tuple[int, int]) -> Iterator[str]:
         yield machine.region(
             number,
             gpa=number * T,
-            size=(end - start) * PAGE,
-            at=half.address + start * PAGE,
-            offset=start * PAGE,
+            size=(end - start) * PAGE_SIZE,
+            at=half.address + start * PAGE_SIZE,
+            offset=start * PAGE_SIZE,
             fd=fd,
         )
 

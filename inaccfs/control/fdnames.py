@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 from inaccfs.control import messages, queries
 from inaccfs.control.messages import Command, Nothing
 from inaccfs.control.request import Answer, Request
+from inaccfs.shim import memoryfailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.control.caller import Caller
     from inaccfs.control.context import Context
-    from inaccfs.control.openfiles import OpenFile
+    from inaccfs.control.mountfiles import OpenFile
 
 
-class Names:
+class FdNames:
     """The fdnames of one peer, and the commands about one file."""
 
     def __init__(self, context: Context, caller: Caller) -> None:
@@ -149,5 +150,6 @@ class Names:
 
     async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
         with closing(self.open(command.file)) as opened:
-            await opened.file.pages.poison(command.offset)
+            number = self._caller.number
+            await memoryfailure.report(opened.file, command.offset, number)
         return Nothing()

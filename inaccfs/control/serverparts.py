@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Transport:
+class ServerParts:
     """The state that the connections of one control socket share."""
 
     policy: Policy
