@@ -87,7 +87,7 @@ _FALLOCATES: Final = {
     "punch-unaligned-offset": (syscalls.PUNCH, 100, PAGE_SIZE),
     "punch-unaligned-length": (syscalls.PUNCH, 0, 100),
     "punch-without-keep-size": (syscalls.FALLOC_FL_PUNCH_HOLE, 0, PAGE_SIZE),
-    "zero-range": (0x10 | _KEEP, 0, PAGE_SIZE),
+    "zero-range": (syscalls.FALLOC_FL_ZERO_RANGE | _KEEP, 0, PAGE_SIZE),
     "collapse-range": (0x08, 0, PAGE_SIZE),
 }
 
