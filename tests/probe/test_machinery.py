@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 import inaccfs
-from inaccfs import errnos, uring
+from inaccfs import errnos, mmcalls, uring
 from inaccfs.probe import calls, children, naming, outcomes, report, rings, table
 from inaccfs.probe.attempts import Row, Subject, attempt, rows
 from inaccfs.probe.outcomes import NotHere
@@ -192,7 +192,7 @@ def test_no_row_resizes_a_file_unseen() -> None:
 def test_a_mapping_that_kills_differs_from_one_that_is_refused() -> None:
     def touch(subject: Subject) -> str:
         subject.say("ok, read")
-        address = calls.mmap(subject.fd, SIZE, PAGE, calls.PROT_READ, calls.MAP_PRIVATE)
+        address = mmcalls.mmap(subject.fd, SIZE, PAGE, mmap.PROT_READ, mmap.MAP_PRIVATE)
         ctypes.string_at(address, 1)
         return "ok, read zeros"
 
