@@ -110,7 +110,7 @@ class InaccessibleFile(FileState):
         if self._size_limit is None:
             return False
         if not self._size_limit:
-            self._size_limit = os.fstat(self.fd).st_size
+            self._size_limit = self.size
         return end > self._size_limit
 
     def _count(self, mode: int) -> None:
@@ -267,7 +267,7 @@ class InaccessibleFile(FileState):
         """
         began = self.trace.now()
         await self.turn.wait()
-        current = os.fstat(self.fd).st_size
+        current = self.size
         try:
             await self._set_size(current, size, by_path=by_path, began=began)
         except Exception as exc:

@@ -11,6 +11,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.shim.holes import first_present
 from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.pages import Pages
 from inaccfs.shim.trace import FileTrace
@@ -110,9 +111,18 @@ class FileState:
         self.pages.reopened(fd)
 
     @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return os.fstat(self.fd).st_size
+
+    @property
     def count(self) -> int:
         """How many pages its size has, rounded up."""
-        return -(-os.fstat(self.fd).st_size // self.page_size)
+        return -(-self.size // self.page_size)
+
+    def first_present(self, start: int, end: int) -> int | None:
+        """The first page from *start* to *end* that has memory, if there is one."""
+        return first_present(self.fd, self.page_size, start, end)
 
     @property
     def is_plain(self) -> bool:

@@ -202,7 +202,7 @@ class Pages(FetchedPages):
     @property
     def _must_wait(self) -> bool:
         """Whether get-pfn has to wait for a punch or a conversion."""
-        return self._notifiers.running and self._superblock.semantics.get_waits
+        return self._superblock.semantics.get_waits and self._notifiers.running
 
     def _refusal(self, holder: Holder, start: int, end: int) -> OSError | None:
         """The error of get-pfn for these pages; None if it may proceed."""
