@@ -163,10 +163,30 @@ def read_status(mountpoint: str) -> Status:
     from inaccfs import status
 
     path = finding.find(mountpoint).path
+    found = _read_xattr(path, status.STATUS_XATTR)
     try:
-        found = finding.ask(
-            lambda: os.getxattr(path, status.STATUS_XATTR), finding.DAEMON_SECONDS
-        )
+        return status.decode(found)
+    except status.DecodeError as exc:
+        raise NoAnswerError(
+            f"{path}: its daemon is of another version of inaccfs: {exc}"
+        ) from None
+
+
+def read_control(mountpoint: str) -> str:
+    """The path of a mount's control socket, not escaped as in its status.
+
+    Raises as `read_status` does.
+    """
+    from inaccfs import status
+
+    path = finding.find(mountpoint).path
+    return os.fsdecode(_read_xattr(path, status.CONTROL_XATTR))
+
+
+def _read_xattr(path: str, name: str) -> bytes:
+    """An xattr of the root of the mount at *path*."""
+    try:
+        return finding.ask(lambda: os.getxattr(path, name), finding.DAEMON_SECONDS)
     except TimeoutError:
         raise NoAnswerError(
             f"{path}: its daemon does not answer (stopped?); inaccfs umount {path} "
@@ -182,13 +202,7 @@ def read_status(mountpoint: str) -> Status:
                 f"{path}: {exc.strerror}: the mount is another user's, and without "
                 "allow_other"
             ) from None
-        raise NoAnswerError(f"{path}: no status: {exc.strerror}") from None
-    try:
-        return status.decode(found)
-    except status.DecodeError as exc:
-        raise NoAnswerError(
-            f"{path}: its daemon is of another version of inaccfs: {exc}"
-        ) from None
+        raise NoAnswerError(f"{path}: no {name}: {exc.strerror}") from None
 
 
 @contextmanager

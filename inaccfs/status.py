@@ -41,8 +41,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pinning: str
     # The pid of the daemon.
     pid: int
-    # The control socket's path; null when the mount has none.
-    control: str | None
+    # The control socket's path.
+    control: str
     # Where the daemon writes its log; null for its standard error.
     log: str | None
     # The version of inaccfs.

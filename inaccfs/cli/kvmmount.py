@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs import launch
 from inaccfs.cli import mountoptions
 from inaccfs.errors import MountError
+from inaccfs.fuse import finding
 
 if TYPE_CHECKING:
     import argparse
@@ -65,9 +66,9 @@ def mount_of(
     with connect(mountpoint) as shim:
         yield (
             Given(
-                Path(status.mountpoint),
+                Path(finding.find(mountpoint).path),
                 status.pid,
-                Path(status.control or ""),
+                Path(launch.read_control(mountpoint)),
                 None if status.log is None else Path(status.log),
             ),
             shim,

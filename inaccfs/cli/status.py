@@ -106,7 +106,7 @@ def describe(status: Status | _Silent) -> str:
         "mmap": status.mmap,
         "pfns": _frames(status),
         "pid": str(status.pid),
-        "control": status.control or "none",
+        "control": status.control,
         "log": status.log or "standard error",
     }
     if status.tracer is not None:

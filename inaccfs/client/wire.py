@@ -51,11 +51,11 @@ def find_socket(target: str | os.PathLike[str]) -> str:
 
     Raises:
         NotMountedError: it is not one of these.
-        InaccfsError: the mount has no socket, or its daemon is dead or stopped.
+        InaccfsError: its daemon is dead or stopped.
     """
     path = os.fspath(target)
     try:
-        control = launch.read_status(finding.find(path).path).control
+        return launch.read_control(path)
     except NotMountedError as exc:
         # A dead daemon's mount is "not mounted", too, and says what to do.
         if type(exc) is not NotMountedError:
@@ -66,9 +66,6 @@ def find_socket(target: str | os.PathLike[str]) -> str:
             f"{os.path.abspath(path)} is neither an inaccfs mount nor a control socket "
             "(inaccfs status lists the mounts)"
         ) from None
-    if control is None:
-        raise CannotConnectError(f"{path}: this mount has no control socket")
-    return control
 
 
 def _is_socket(path: str) -> bool:

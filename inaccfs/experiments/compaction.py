@@ -14,6 +14,7 @@ from inaccfs.experiments.lab import Experiment
 from inaccfs.experiments.parts import Neighbour, allocate
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM
 from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.mmcalls import MADV_COLLAPSE
 from inaccfs.syscalls import fallocate
 
 if TYPE_CHECKING:
@@ -45,9 +46,6 @@ _COMPACT: Final = Path("/proc/sys/vm/compact_memory")
 # this is, the shorter are the lists; 0 is the kernel's default.
 _LISTS: Final = Path("/proc/sys/vm/percpu_pagelist_high_fraction")
 _SHORT: Final = "99991"
-
-# See madvise(2); Python does not name it.
-_MADV_COLLAPSE: Final = 25
 
 
 @contextmanager
@@ -137,7 +135,7 @@ def collapse(shim: Client, fd: int) -> str:
         memory = file.get_memory()
     try:
         with closing(mmap.mmap(memory, 0)) as mapped:
-            mapped.madvise(_MADV_COLLAPSE)
+            mapped.madvise(MADV_COLLAPSE)
     except OSError as exc:
         return errnos.name(exc.errno)
     finally:

@@ -14,7 +14,12 @@ from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import Bind, refused
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from inaccfs.syscalls import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+    fallocate,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +33,6 @@ _PAGES: Final = 4
 _SIZE: Final = _PAGES * PAGE_SIZE
 _KEEP: Final = FALLOC_FL_KEEP_SIZE
 _PUNCH: Final = FALLOC_FL_PUNCH_HOLE | _KEEP
-_ZERO_RANGE: Final = 0x10  # include/uapi/linux/falloc.h
 
 
 class Policy(Bind):
@@ -143,7 +147,7 @@ _STEPS: Final[tuple[tuple[str, _Step], ...]] = (
     ("allocate, unaligned", _fallocate(_KEEP, 100, PAGE_SIZE)),
     ("the same without KEEP_SIZE", _fallocate(0, 100, PAGE_SIZE)),
     ("allocate past the end", _fallocate(_KEEP, _SIZE, PAGE_SIZE)),
-    ("zero range", _fallocate(_ZERO_RANGE | _KEEP, 0, PAGE_SIZE)),
+    ("zero range", _fallocate(FALLOC_FL_ZERO_RANGE | _KEEP, 0, PAGE_SIZE)),
     ("punch without KEEP_SIZE", _fallocate(FALLOC_FL_PUNCH_HOLE, 0, PAGE_SIZE)),
     ("punch, unaligned", _fallocate(_PUNCH, 100, PAGE_SIZE)),
     ("punch past the end", _fallocate(_PUNCH, _SIZE, PAGE_SIZE)),

@@ -46,11 +46,9 @@ class _Client(Client):
         explored = self.explored
         explored.connected(write=True)
         schedule = explored.schedule
-        for _, file in self.mount.files():
-            memory = file.pages.memory
-            for extent in [] if memory is None else memory.frames.extents():
-                if schedule.tracks:
-                    schedule.touch(seen.references_key(extent.pfn))
+        for pfn, count in explored.held.items():
+            if count:
+                schedule.touch(seen.references_key(pfn))
         schedule.note(f"{explored.name} is disconnected")
         explored.held.clear()
         super().disconnect(why)
@@ -170,6 +168,7 @@ class ExploredClient:
 
     def file(self, file: int, /) -> ExploredFile:
         """See `inaccfs.kvm.shim.Shim`."""
+        self.connected()
         return ExploredFile(self, self.client.file(file))
 
     def query_semantics(self) -> ShimSemantics:
@@ -191,10 +190,12 @@ class ExploredFile(PagesOfFile):
         self._file = file
         self._schedule = client.schedule
         self._number = client.numbers[file.ino]
-        self._keeps: Final = file.client.mount.semantics.keeps_references
-        self._locked: Final = file.client.mount.semantics.locks_pages
+        rules = file.client.mount.semantics
+        self._keeps: Final = rules.keeps_references
+        self._locked: Final = rules.locks_pages
+        self._freezes: Final = rules.frozen != "unknown"
         # The page for which get-pfn returned a frame.
-        self._pages: Final[dict[int, int]] = {}
+        self._pages: dict[int, int] = {}
 
     def _known(self, page: int) -> list[Extent] | None:
         memory = self._file.inode.pages.memory
@@ -248,8 +249,8 @@ class ExploredFile(PagesOfFile):
         """This step gets a page."""
         schedule = self._schedule
         schedule.touch(self._page(page), new)
-        schedule.touch(seen.kind_key(self._number, page), False)
-        schedule.touch(seen.frozen_key(self._number), False)
+        if self._freezes:
+            schedule.touch(seen.frozen_key(self._number), False)
         if self._locked:
             schedule.touch(LOT)
 
@@ -304,10 +305,12 @@ class ExploredFile(PagesOfFile):
 
     def get_memory(self) -> int:
         """See `ShimFile`."""
+        self._client.connected()
         return self._file.get_memory()
 
     def query(self) -> ShimFileInfo:
         """See `ShimFile`."""
+        self._client.connected()
         return self._file.query()
 
     def close(self) -> None:
@@ -325,6 +328,7 @@ class ExploredFile(PagesOfFile):
         self, invalidate: Callback | None = None, **callbacks: Unpack[ShimCallbacks]
     ) -> Registered:
         """See `ShimFile`."""
+        self._client.connected()
         made = self._file.register_notifier(
             self._until_ended(invalidate), **self._all(callbacks)
         )
@@ -338,12 +342,15 @@ class ExploredFile(PagesOfFile):
         **callbacks: Unpack[ShimCallbacks],
     ) -> Registered:
         """See `ShimFile`."""
+        self._client.connected()
         made = self._file.bind(
             start, end, self._until_ended(invalidate), **self._all(callbacks)
         )
         return self._registered(made)
 
     def _registered(self, notifier: Notifier) -> Registered:
+        # A client that is disconnected loses the notifiers that it has by then.
+        self._client.connected(write=True)
         self._schedule.note("is registered")
         return Registered(self._client, notifier)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from inaccfs.explore import seen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from inaccfs.explore.schedule import Schedule
     from inaccfs.inprocess import File
@@ -22,6 +22,8 @@ class PagesOfFile:
     _client: Any
     _file: File
     _number: int
+    _pages: dict[int, int]
+    _known: Callable[[int], list[Extent] | None]
     _schedule: Schedule
 
     def set_memory_attributes(self, offset: int, count: int, private: bool) -> None:
@@ -33,17 +35,47 @@ class PagesOfFile:
 
     def pin_pages(self, offset: int, count: int = 1) -> list[Extent]:
         """See `ShimFile`."""
-        self._schedule.point(f"pins [{offset}, {offset + count})")
+        schedule = self._schedule
+        schedule.point(f"pins [{offset}, {offset + count})")
         self._client.connected()
-        found = self._file.pin_pages(offset, count)
+        begun = schedule.step
+        self._touch_pages(offset, count)
+        try:
+            found = self._file.pin_pages(offset, count)
+        finally:
+            if schedule.step != begun:
+                # It waited first, and pins the pages in a later step.
+                self._touch_pages(offset, count)
+        for extent in found:
+            for index in range(extent.count):
+                if schedule.tracks:
+                    key = seen.references_key(extent.pfn + index)
+                    schedule.state.meet_as(key, ())
+                self._pages[extent.pfn + index] = extent.offset + index
         self._count(found, 1)
         return found
 
     def unpin_pages(self, extents: Sequence[ShimRun]) -> None:
         """See `ShimFile`."""
         self._schedule.point("unpins")
+        self._client.connected()
+        for extent in extents:
+            for pfn in range(extent.pfn, extent.pfn + extent.count):
+                self._schedule.touch(
+                    seen.page_key(self._number, self._pages[pfn]), False
+                )
         self._count(extents, -1)
         self._file.unpin_pages(extents)
+
+    def _touch_pages(self, offset: int, count: int) -> None:
+        """This step gets pages, and fills holes."""
+        schedule = self._schedule
+        if schedule.tracks:
+            schedule.touch(seen.frozen_key(self._number), False)
+            for page in range(offset, offset + count):
+                schedule.touch(seen.page_key(self._number, page))
+                for extent in self._known(page) or []:
+                    schedule.state.meet_early(seen.references_key(extent.pfn))
 
     def _count(self, extents: Iterable[ShimRun], more: int) -> None:
         """Count pins of the client: *more* is 1 or -1."""
@@ -64,16 +96,17 @@ class PagesOfFile:
         """See `ShimFile`."""
         self._schedule.point(f"populates [{offset}, {offset + count})")
         self._client.connected()
-        if self._schedule.runs:
-            for page in range(offset, offset + count):
-                self._schedule.touch(seen.page_key(self._number, page))
+        begun = self._schedule.step
+        self._touch_pages(offset, count)
         given = None if source is None else source._file
-        return self._file.populate(offset, count, given, source_offset)
+        try:
+            return self._file.populate(offset, count, given, source_offset)
+        finally:
+            if self._schedule.step != begun:
+                self._touch_pages(offset, count)
 
     def query_memory_attribute(self, offset: int) -> ShimAttributes:
         """See `ShimFile`."""
         self._schedule.point(f"asks what page {offset} is")
         self._client.connected()
-        if self._schedule.runs:
-            self._schedule.touch(seen.kind_key(self._number, offset), False)
         return self._file.query_memory_attribute(offset)

@@ -1,4 +1,4 @@
-"""Names of frames and of contents, for people; and what a guest reads and writes."""
+"""Names of frames and of contents, for people; and sizes that the explorer has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from inaccfs.shim.simulated import FIRST_PFN
 
 STAMP: Final = 8
 """So many bytes of a page are read and written."""
+
+
+MOST_PAGES: Final = 512
+"""The most pages of a file. Each page is tracked by itself."""
 
 
 def frame(pfn: int) -> str:

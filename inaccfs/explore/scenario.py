@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
-from inaccfs.explore import proposed
 from inaccfs.explore.names import STAMP
 from inaccfs.explore.seen import UntrackedError
 from inaccfs.explore.weaker import KVMS
@@ -140,7 +139,7 @@ class Scenario:
         except (MemoryFaultExit, MmioExit) as exc:
             schedule.refuse(f"exits: {exc}", what, gfn)
             if isinstance(exc, MemoryFaultExit):
-                world.judge.exit(vcpu, exc)
+                world.judge.exit(vcpu, exc, world.files.always_had)
         except ConnectionError:
             schedule.refuse("its daemon has disconnected it", what, gfn)
         except OSError as exc:
@@ -162,9 +161,11 @@ class Scenario:
         world = self._world
         if not 0 <= first < end:
             raise ValueError(f"no pages from {first} to {end}")
-        world.check_file(file)
+        world.files.number(file)
         try:
-            world.fallocate(file, mode, first * PAGE_SIZE, (end - first) * PAGE_SIZE)
+            world.changes.fallocate(
+                file, mode, first * PAGE_SIZE, (end - first) * PAGE_SIZE
+            )
         except OSError as exc:
             world.schedule.refuse(str(exc.strerror), what, first, end)
         else:
@@ -173,9 +174,9 @@ class Scenario:
     def truncate(self, file: int, pages: int) -> None:
         """ftruncate(2), which the rules may refuse."""
         schedule = self._world.schedule
-        self._world.check_file(file)
+        self._world.files.number(file)
         try:
-            self._world.ftruncate(file, pages)
+            self._world.changes.ftruncate(file, pages)
         except OSError as exc:
             schedule.refuse(str(exc.strerror), "truncation to {} pages", pages)
         else:
@@ -188,7 +189,7 @@ class Scenario:
             f"conversion of gfns [{{}}, {{}}) to {'private' if private else 'shared'}"
         )
         try:
-            with world.converting(vm, first, end, private=private):
+            with world.changes.converting(vm, first, end, private=private):
                 vm.vmm.convert(*at, private=private)
         except OSError as exc:
             world.schedule.refuse(str(exc.strerror), what, first, end)
@@ -205,11 +206,11 @@ class Scenario:
         private: bool,
     ) -> None:
         """set-memory-attributes of pages of a file; the rules may refuse it."""
-        proposed.convert(self._world, user, file, (first, end), private=private)
+        self._world.changes.convert(user, file, (first, end), private=private)
 
     def freeze(self, vm: ExploredVM, file: int) -> None:
         """A VM's client freezes a file, and unfreezes it a step later."""
-        proposed.freeze(self._world, vm, file)
+        self._world.changes.freeze(vm, file)
 
     def iommu(self, learns: Learns, file: int, pages: int) -> ExploredIommu:
         """For `setup`: make an IOMMU that has mapped the first *pages* of a file."""
@@ -248,4 +249,4 @@ class Scenario:
 
     def memory_failure(self, vm: ExploredVM, file: int, page: int) -> None:
         """memory-failure of a page, by a VM's client."""
-        self._world.memory_failure(vm, file, page)
+        self._world.changes.memory_failure(vm, file, page)

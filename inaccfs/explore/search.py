@@ -278,18 +278,15 @@ def _note(
         seen.add(kind)
         last = min(at, len(steps) - 1)
         old = outcome.found.get(kind)
-        if old is not None and outcome.schedules > old.schedules + 2000:
+        tried = outcome.schedules + outcome.pruned
+        if old is not None and tried > old.schedules + 2000:
             # The search for a shorter one has gone on for long enough.
             continue
         # Without any step, the setup itself is to blame.
         wanted = cone(steps, last) if steps else set()
         size = len(wanted), switches([steps[each].actor for each in sorted(wanted)])
         if old is None or size < old.size:
-            first = (
-                (outcome.schedules + outcome.pruned, seconds)
-                if old is None
-                else (old.schedules, old.seconds)
-            )
+            first = (tried, seconds) if old is None else (old.schedules, old.seconds)
             choices = [step.actor for step in steps[: last + 1]]
             outcome.found[kind] = Found(kind, text, choices, size, *first)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from inaccfs.explore.names import MOST_PAGES
 from inaccfs.kvm.attributes import MemoryAttributes
 from inaccfs.kvm.backing import BackingFile
 from inaccfs.kvm.memslots import MemorySlot, MemorySlots
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 
 class UntrackedError(Exception):
     """Shared state has been changed that the explorer does not track."""
-
-
-_MOST_PAGES: Final = 512
-"""So many gfns of a range are looked at one by one."""
 
 
 class Sight:
@@ -60,6 +57,8 @@ class Sight:
         self.files: Final = files
         # The key of each slot that ever existed.
         self.slots: Final[dict[MemorySlot, Key]] = {}
+        # Called when a new slot can be found.
+        self.on_slot: Callable[[], object] = bool
 
     def read(self, kind: str, place: int = 0) -> None:
         """This step reads a part of the state."""
@@ -69,6 +68,7 @@ class Sight:
     def add_slot(self, slot: MemorySlot) -> None:
         """Give a slot a key, whose value is the slot's count of users."""
         if slot not in self.slots:
+            self.on_slot()
             key = self.slots[slot] = self.schedule.number("slot")
             self.schedule.state.of_key[key] = lambda: _USERS.__get__(slot)
 
@@ -125,7 +125,7 @@ class Table(PageTable):
     def zap(self, start: int, end: int) -> ByLevel:
         """See `PageTable.zap`."""
         sight = self._sight
-        if end - start > _MOST_PAGES:
+        if end - start > MOST_PAGES:
             _refuse(self, f"zap of {end - start} pages")
         for gfn in range(start, end):
             if (spte := super().walk(gfn)) is None:
@@ -235,6 +235,13 @@ class Backing(BackingFile):
             _refuse(self, name)
         object.__setattr__(self, name, value)
 
+    def reach(self, end: int) -> None:
+        """See `BackingFile.reach`. The window ends where the file does."""
+        sight = self._sight
+        if sight.schedule.tracks:
+            sight.schedule.touch(size_key(sight.files[self.ino]), False)
+        super().reach(end)
+
     @property
     def window(self) -> mmap.mmap | None:
         """See `BackingFile`."""
@@ -296,6 +303,11 @@ def watch_vm(vm: VM, sight: Sight) -> None:
 def page_key(file: int, page: int) -> Key:
     """The key of a page of a file, and of the frame that it has."""
     return "page", file, page
+
+
+def size_key(file: int) -> Key:
+    """The key of the size of a file."""
+    return "size", file, 0
 
 
 def frozen_key(file: int) -> Key:

@@ -1,4 +1,4 @@
-"""What steps touch of a file: its list of notifiers, and whether it is frozen."""
+"""What steps touch of a file: its notifiers, its size, and whether it is frozen."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.pages import Pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable, Iterator
 
+    from inaccfs.semantics.rules import Check
+    from inaccfs.shim.memory import Memory
     from inaccfs.shim.notifiers import Notifier
 
 
@@ -23,6 +25,10 @@ class List(Notifiers):
     def __len__(self) -> int:
         self._sight.read("list")
         return super().__len__()
+
+    def __iter__(self) -> Iterator[Notifier]:
+        self._sight.read("list")
+        return super().__iter__()
 
     @property
     def running(self) -> bool:
@@ -44,6 +50,11 @@ class List(Notifiers):
         self._sight.read("list")
         return super().cover(start, end)
 
+    def first(self, start: int, end: int) -> int | None:
+        """See `Notifiers.first`."""
+        self._sight.read("list")
+        return super().first(start, end)
+
     def _add(self, notifier: Notifier) -> None:
         sight = self._sight
         notifier.__dict__["number"] = sight.schedule.number("notifier")
@@ -62,7 +73,12 @@ class List(Notifiers):
     ) -> None:
         """See `Notifiers.bind`."""
         self._add(notifier)
-        await super().bind(notifier, start, end, exclusive=exclusive)
+        try:
+            await super().bind(notifier, start, end, exclusive=exclusive)
+        except OSError:
+            # Another notifier has some of the pages.
+            self._sight.read("list")
+            raise
         self._sight.write("list")
 
     def drop(self, notifier: Notifier) -> None:
@@ -93,34 +109,68 @@ class List(Notifiers):
 
 
 class File(InaccessibleFile):
-    """A file that may be frozen while a call waits."""
+    """A file that may be frozen, or get another size, while a call waits."""
 
     __slots__ = ()
 
-    def check_frozen(self) -> None:
-        """See `InaccessibleFile`."""
+    @property
+    def _sight(self) -> seen.Sight:
         notifiers: Any = self.notifiers
-        sight: seen.Sight = notifiers._sight
+        found: seen.Sight = notifiers._sight
+        return found
+
+    @property
+    def size(self) -> int:
+        """See `FileState.size`."""
+        self._sight.read("size")
+        return super().size
+
+    def ends_before(self, end: int) -> bool:
+        """See `InaccessibleFile.ends_before`. It may have looked the size up before."""
+        self._sight.read("size")
+        return super().ends_before(end)
+
+    def first_present(self, start: int, end: int) -> int | None:
+        """See `FileState.first_present`."""
+        sight = self._sight
+        for page in range(start, end):
+            sight.schedule.touch(seen.page_key(sight.number, page), False)
+        return super().first_present(start, end)
+
+    def check_frozen(self) -> None:
+        """See `FileState.check_frozen`."""
+        sight = self._sight
         sight.schedule.touch(seen.frozen_key(sight.number), False)
         super().check_frozen()
 
+    def set_frozen(self, holder: Hashable | None, check: Check) -> None:
+        """See `FileState.set_frozen`."""
+        sight = self._sight
+        sight.schedule.touch(seen.frozen_key(sight.number))
+        super().set_frozen(holder, check)
+
 
 class FilePages(Pages):
-    """The references that a conversion looks at, or a punch that they refuse."""
+    """Pages with the references that a conversion looks at, or that refuse a punch."""
 
     __slots__ = ()
+
+    def memory_of(self, start: int, end: int) -> Memory:
+        notifiers: Any = self._notifiers
+        notifiers._sight.read("size")
+        return super().memory_of(start, end)
 
     def first_referenced(
         self, start: int, end: int, *, pins_only: bool = False
     ) -> int | None:
-        """See `FetchedPages.first_referenced`."""
+        """See `Pages.first_referenced`."""
         self._look(start, end)
         return super().first_referenced(start, end, pins_only=pins_only)
 
     async def find_reference(
         self, start: int, end: int, *, pins_only: bool = False
     ) -> int | None:
-        """See `FetchedPages.find_reference`."""
+        """See `Pages.find_reference`."""
         self._look(start, end)
         return await super().find_reference(start, end, pins_only=pins_only)
 
@@ -131,13 +181,13 @@ class FilePages(Pages):
             return
         for page in range(start, end):
             sight.schedule.touch(seen.page_key(sight.number, page), False)
-        for extent in self._extents_in(start, end):
+        for extent in self.extents_in(start, end):
             for pfn in range(extent.pfn, extent.pfn + extent.count):
                 sight.schedule.touch(seen.references_key(pfn), False)
 
 
 def watch_file(file: InaccessibleFile, sight: seen.Sight) -> None:
-    """Track the list of notifiers of a file, its references, and who freezes it."""
+    """Track a file: its notifiers, its references, its size, and who freezes it."""
     seen.become(file.notifiers, List, sight)
     file.__class__ = File
     file.pages.__class__ = FilePages

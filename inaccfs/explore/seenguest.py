@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from inaccfs.kvm.mmiocache import MmioCache
@@ -9,6 +10,7 @@ from inaccfs.kvm.mmiocache import MmioCache
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping
 
+    from inaccfs.explore.actor import Actor
     from inaccfs.explore.seen import Sight
     from inaccfs.kvm import VM
     from inaccfs.kvm.sync import Lock
@@ -22,11 +24,25 @@ class Places(dict[int, "Place"]):
     def __init__(self, sight: Sight) -> None:
         super().__init__()
         self._sight = sight
+        # By actor: the gfns of the slot that it is making, which others may not see.
+        self._prepared: dict[Actor | None, Mapping[int, Place]] = {}
+        sight.on_slot = self._commit
 
-    def add(self, places: Mapping[int, Place]) -> None:
-        """Add the gfns of a new slot."""
-        self._sight.write("places")
-        self.update(places)
+    @contextmanager
+    def prepared(self, places: Mapping[int, Place]) -> Iterator[None]:
+        """In a with block, the first new slot that can be found has these gfns."""
+        me = self._sight.schedule.current
+        self._prepared[me] = places
+        try:
+            yield
+        finally:
+            self._prepared.pop(me, None)
+
+    def _commit(self) -> None:
+        found = self._prepared.pop(self._sight.schedule.current, None)
+        if found is not None:
+            self._sight.write("places")
+            self.update(found)
 
     def get(self, gfn: int, default: Any = None) -> Any:  # noqa: ANN401 - a dict's
         """See `dict.get`."""

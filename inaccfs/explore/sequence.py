@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.explore.names import STAMP, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Hashable
+
     from inaccfs.explore.schedule import Schedule
 
 _ZEROS: Final = bytes(STAMP)
@@ -17,37 +20,52 @@ class _Cell:
 
     def __init__(self) -> None:
         # The values that a read may return, each with when it was stored.
-        self.allowed: dict[bytes, int] = {_ZEROS: 0}
-        # The number of punches in progress, and when the last one changed the file.
-        self.punches = 0
-        self.begun = 0
+        self._allowed: dict[bytes, int] = {_ZEROS: 0}
+        # When each punch that is in progress has changed the file, in order; and whose
+        # punch it is.
+        self._running: Final[dict[int, int]] = {}
         self._clock = 0
+
+    @property
+    def allowed(self) -> Collection[bytes]:
+        """The values that a read may return."""
+        return self._allowed.keys()
 
     def write(self, value: bytes) -> None:
         self._clock += 1
-        self.allowed = {value: self._clock}
-        if self.punches:
-            self.allowed[_ZEROS] = self._clock
+        self._allowed = {value: self._clock}
+        if self._running:
+            self._allowed[_ZEROS] = self._clock
 
     def read(self, value: bytes) -> None:
-        if value == _ZEROS or not self.punches:
-            self.allowed = {value: self.allowed[value]}
+        if value == _ZEROS or not self._running:
+            self._allowed = {value: self._allowed[value]}
 
-    def begin(self) -> None:
+    def begin(self, who: int) -> int:
         self._clock += 1
-        self.punches += 1
-        self.allowed[_ZEROS] = self.begun = self._clock
+        self._running[self._clock] = who
+        self._allowed[_ZEROS] = self._clock
+        return self._clock
 
-    def fail(self) -> None:
-        self.punches -= 1
+    def fail(self, begun: int) -> None:
+        del self._running[begun]
 
-    def end(self) -> None:
-        if self.punches:
-            self.punches -= 1
-            if not self.punches:
-                self.allowed = {
-                    value: at for value, at in self.allowed.items() if at >= self.begun
-                }
+    def end(self, begun: int) -> None:
+        del self._running[begun]
+        # What is older has gone, whatever other punches come to.
+        self._allowed = {
+            value: at for value, at in self._allowed.items() if at >= begun
+        }
+
+    def state(self) -> Hashable:
+        """What future calls may find: of times, only their order matters."""
+        running = list(self._running)
+        return tuple(self._running.values()), frozenset(
+            (value, bisect(running, at)) for value, at in self._allowed.items()
+        )
+
+
+_UNTOUCHED: Final = _Cell().state()
 
 
 class Cells:
@@ -82,14 +100,20 @@ class Cells:
             f"it is {may}",
         )
 
-    def punch_begins(self, file: int, page: int) -> None:
-        """A punch is about to remove the page."""
-        self._cell(file, page).begin()
+    def punch_begins(self, file: int, page: int) -> int:
+        """A punch is about to remove the page. Returns a number for its end."""
+        current = self._schedule.current
+        return self._cell(file, page).begin(-1 if current is None else current.index)
 
-    def punch_ends(self, file: int, page: int) -> None:
-        """The punch has returned."""
-        self._cell(file, page).end()
+    def punch_ends(self, file: int, page: int, begun: int) -> None:
+        """The punch *begun* has returned."""
+        self._cell(file, page).end(begun)
 
-    def punch_fails(self, file: int, page: int) -> None:
-        """The call has been refused: the page may have been removed, or not."""
-        self._cell(file, page).fail()
+    def punch_fails(self, file: int, page: int, begun: int) -> None:
+        """The punch *begun* is refused: the page may have been removed, or not."""
+        self._cell(file, page).fail(begun)
+
+    def state(self, file: int, page: int) -> Hashable:
+        """The state of a page, for the hash of all states."""
+        found = self._cells.get((file, page))
+        return _UNTOUCHED if found is None else found.state()

@@ -6,6 +6,7 @@ from collections import deque
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from inaccfs.explore.causes import conflict
 from inaccfs.explore.choosers import difference
 from inaccfs.explore.choosing import UnstableError
 
@@ -20,23 +21,6 @@ _FAR: Final = 300
 
 _LOOKED_AT: Final = 10
 """In one of so many schedules repeated steps are checked, too."""
-
-
-def conflict(one: Step, other: Step) -> bool:
-    """Whether the order of two steps matters."""
-    if len(one.touched) > len(other.touched):
-        one, other = other, one
-    theirs = other.touched
-    for key, write in one.touched.items():
-        found = theirs.get(key)
-        if found is not None and (write or found):
-            return True
-    # A step that counts changes what a step that looks has seen. The order of two
-    # counting steps does not matter, but the hash of the state after both is not the
-    # xor that `_settle` computes.
-    return not (
-        one.counted.isdisjoint(theirs) and other.counted.isdisjoint(one.touched)
-    )
 
 
 class Visited:

@@ -6,74 +6,57 @@ hash(-1) is hash(-2).
 
 from __future__ import annotations
 
-import errno
 import os
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs.explore.names import STAMP
 from inaccfs.explore.retrying import CountedInvalidation
 from inaccfs.explore.sync import LOT
 from inaccfs.kvm.pagetable import PageTable
 from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.shim.attributes import Attributes
+from inaccfs.shim.holes import first_hole
 from inaccfs.shim.simulated import FIRST_PFN
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
+    from inaccfs.explore.changes import Punch
+    from inaccfs.explore.dma import ExploredIommu
+    from inaccfs.explore.files import Files
     from inaccfs.explore.memory import Frames
     from inaccfs.explore.sequence import Cells
     from inaccfs.explore.state import State
     from inaccfs.explore.sync import Loop
     from inaccfs.explore.vm import ExploredVM
-    from inaccfs.inprocess import Mount
-    from inaccfs.shim.file import InaccessibleFile
-
-
-class World(Protocol):
-    """The objects that values are read from. Keys have indexes into the lists."""
-
-    @property
-    def vms(self) -> Sequence[ExploredVM]:
-        """The VMs."""
-
-    @property
-    def iommus(self) -> Sequence[object]:
-        """The IOMMUs."""
-
-    @property
-    def inodes(self) -> Sequence[InaccessibleFile]:
-        """The files."""
-
-    @property
-    def notifiers(self) -> Sequence[object]:
-        """All notifiers that ever existed."""
-
-    @property
-    def punches(self) -> Mapping[int, Any]:
-        """The punches in progress, by actor."""
-
-    @property
-    def mount(self) -> Mount:
-        """The mount."""
-
-    @property
-    def loop(self) -> Loop:
-        """The loop of the shim."""
-
-    @property
-    def frames(self) -> Frames:
-        """The frames and their contents."""
-
-    @property
-    def cells(self) -> Cells:
-        """The values that reads may return."""
 
 
 class Values:
-    """The functions that return the values of one world's keys."""
+    """The functions that return the values of keys, which have indexes into lists."""
 
-    def __init__(self, world: World, state: State) -> None:
-        self._world: Final = world
+    def __init__(
+        self,
+        state: State,
+        *,
+        vms: Sequence[ExploredVM],
+        iommus: Sequence[ExploredIommu],
+        notifiers: Sequence[object],
+        files: Files,
+        punches: Mapping[int, Punch],
+        cells: Cells,
+        frames: Frames,
+        source: object,
+        loop: Loop,
+    ) -> None:
+        """*source* allocates the frames."""
+        self._vms: Final = vms
+        self._iommus: Final = iommus
+        self._made: Final = notifiers
+        self._files: Final = files
+        self._punches: Final = punches
+        self._cells: Final = cells
+        self._in_use: Final = frames
+        self._source: Final[Any] = source
+        self._loop: Final = loop
         state.of_kind.update(
             {
                 "spte": self._spte,
@@ -85,6 +68,9 @@ class Values:
                 "locked": self._locked,
                 "answers": self._answers,
                 "page": self._page,
+                "size": self._size,
+                "kind": self._kind,
+                "frozen": self._frozen,
                 "references": self._references,
                 "frame": self._frame,
                 "frames": self._frames,
@@ -100,17 +86,17 @@ class Values:
     # --- of a VM ----------------------------------------------------------------------
 
     def _spte(self, vm: int, gfn: int) -> Hashable:
-        mmu = self._world.vms[vm]._mmu
+        mmu = self._vms[vm]._mmu
         return (
             PageTable.walk(mmu.table, gfn) or 0,
             PageTable.walk(mmu.shared_table, gfn) or 0,
         )
 
     def _places(self, vm: int, _: int) -> Hashable:
-        return frozenset(dict.items(self._world.vms[vm].places))
+        return frozenset(dict.items(self._vms[vm].places))
 
     def _attributes(self, vm: int, _: int) -> Hashable:
-        return tuple(self._world.vms[vm]._mmu.attributes._bounds)
+        return tuple(self._vms[vm]._mmu.attributes._bounds)
 
     def _seq(self, vm: int, _: int) -> Hashable:
         return self._invalidation(vm)._seq
@@ -121,7 +107,7 @@ class Values:
         return (str(count), one.range_start, one.range_end) if count > 0 else str(count)
 
     def _invalidation(self, vm: int) -> CountedInvalidation:
-        found = self._world.vms[vm]._mmu.invalidation
+        found = self._vms[vm]._mmu.invalidation
         assert isinstance(found, CountedInvalidation)
         return found
 
@@ -146,17 +132,17 @@ class Values:
         return tuple(one for one in found if any(one[1:]))
 
     def _client(self, name: str) -> Any:  # noqa: ANN401
-        users: Any = (*self._world.vms, *self._world.iommus)
+        users: Any = (*self._vms, *self._iommus)
         return next(each.client for each in users if each.client.name == name)
 
     def _notifiers(self, client: object) -> list[Any]:
-        made: Any = self._world.notifiers
+        made: Any = self._made
         return [each for each in made if each.file.client is client]
 
     # --- of a file --------------------------------------------------------------------
 
-    def _file(self, number: int) -> InaccessibleFile:
-        return self._world.inodes[number]
+    def _file(self, number: int) -> Any:  # noqa: ANN401 - it is frozen by a client
+        return self._files.inodes[number]
 
     def _list(self, file: int, _: int) -> Hashable:
         registered: Any = self._file(file).notifiers._registered
@@ -180,56 +166,62 @@ class Values:
         poisoned = page in file.pages.poisoned._pages
         if known:
             return known[0].pfn, poisoned
-        size = os.fstat(file.fd).st_size
-        return size, _is_there(file.fd, page), poisoned
+        return first_hole(file.fd, PAGE_SIZE, page, page + 1) is None, poisoned
+
+    def _size(self, file: int, _: int) -> Hashable:
+        """Its size, and what is known of the sizes that it has had."""
+        return os.fstat(self._file(file).fd).st_size, self._files.sizes[file]
+
+    def _kind(self, file: int, page: int) -> Hashable:
+        return Attributes.is_private(self._file(file).attributes, page)
+
+    def _frozen(self, file: int) -> Hashable:
+        client = self._file(file).frozen_by
+        return 0 if client is None else client.who
 
     def _cell(self, file: int, page: int) -> Hashable:
-        cell = self._world.cells._cells.get((file, page))
-        if cell is None:
-            return 0, frozenset([(bytes(STAMP), False)])
-        begun = cell.begun if cell.punches else 1 << 30
-        return cell.punches, frozenset(
-            [(value, at >= begun) for value, at in cell.allowed.items()]
-        )
+        return self._cells.state(file, page)
 
     def _punching(self, file: int) -> Hashable:
-        punches = self._world.punches.items()
-        return frozenset(each for each in punches if each[1].file == file)
+        return frozenset(
+            (who, punch.pages, frozenset(punch.left))
+            for who, punch in self._punches.items()
+            if punch.file == file
+        )
 
     def _lot(self) -> Hashable:
-        locks = [file.pages._locks for file in self._world.inodes]
-        return self._world.loop.unparked, tuple(
+        locks = [file.pages._locks for file in self._files.inodes]
+        return self._loop.unparked, tuple(
             () if each is None else tuple(each._claims.values()) for each in locks
         )
 
     # --- of frames --------------------------------------------------------------------
 
     def _frame(self, pfn: int) -> Hashable:
-        frames = self._world.frames
+        frames = self._in_use
         return pfn in frames.used, frames.contents.get(pfn, 0)
 
     def _frames(self) -> Hashable:
-        source: Any = self._world.mount.superblock.frames
-        buddy = source.buddy
+        buddy = self._source.buddy
         return (
             buddy._untouched,
             tuple(sorted(buddy._orders.items())),
-            tuple(source.poisoned),
+            tuple(self._source.poisoned),
         )
 
     def _references(self, pfn: int) -> Hashable:
         found = []
-        for number, file in enumerate(self._world.inodes):
+        for number, file in enumerate(self._files.inodes):
             if (memory := file.pages.memory) is None:
                 continue
             ranges_of: dict[Any, Any] = memory.references._ranges
             for holder, ranges in ranges_of.items():
                 if (lots := ranges.get(pfn)) is not None:
-                    found.append((number, holder.who, lots))
+                    found.append((number, type(holder).__name__, holder.who, lots))
             punched: Any = memory.frames
             if punched._punched.get(pfn - FIRST_PFN):
-                found.append((number, 0, ()))
-        held = self._world.frames.held.items()
+                found.append((number, "", 0, ()))
+        held = self._in_use.held.items()
         kept = [(name, str(each[pfn])) for name, each in held if each[pfn]]
         return (*sorted(found), *kept)
 
@@ -242,14 +234,3 @@ def _number(notifier: object) -> Any:  # noqa: ANN401 - a key
 def _begun(callback: object) -> int:
     """How many invalidations a slot's notifier has begun."""
     return getattr(getattr(callback, "owner", None), "_begun", 0)
-
-
-def _is_there(fd: int, page: int) -> bool:
-    """Whether the backing has memory for a page."""
-    at = page * PAGE_SIZE
-    try:
-        return os.lseek(fd, at, os.SEEK_DATA) == at
-    except OSError as exc:
-        if exc.errno != errno.ENXIO:
-            raise
-        return False

@@ -3,8 +3,8 @@
 The daemon must not do three things itself:
 
 - allocate much memory: in Linux 6.18 only a fatal signal interrupts a large
-fallocate(2)
-  on a tmpfs, and a signal that is fatal to a thread kills the whole daemon;
+  fallocate(2) on a tmpfs, and a signal that is fatal to a thread kills the whole
+  daemon;
 - make a request of its own mount: if the daemon is killed while a thread waits for the
   reply, the thread keeps /dev/fuse open, so neither the connection nor the thread ends;
 - close a file of a foreign FUSE file system: close(2) sends FLUSH and waits for the

@@ -13,24 +13,11 @@ import mmap
 import os
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
+from inaccfs import mmcalls
 from inaccfs.kvm.uapi import PAGE_SIZE
-from inaccfs.syscalls import last_error
 
 # The types that the shared half of a slot can have.
 WritableBuffer: TypeAlias = bytearray | memoryview | mmap.mmap
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [
-    *(ctypes.c_void_p, ctypes.c_size_t),
-    *(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64),
-]
-
-# See mman.h; Python does not name them.
-_MAP_FIXED: Final = 0x10
-_MAP_NORESERVE: Final = 0x4000
-_MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
 def address_of(buffer: WritableBuffer) -> int:
@@ -44,15 +31,7 @@ def resident(buffer: WritableBuffer, first: int, pages: int) -> bytes:
     If the buffer is not page-aligned, its pages count from the one that it begins in.
     """
     start = address_of(buffer) // PAGE_SIZE * PAGE_SIZE + first * PAGE_SIZE
-    return resident_at(start, pages)
-
-
-def resident_at(start: int, pages: int) -> bytes:
-    """As `resident`, for the pages from address *start* on. ENOMEM if unmapped."""
-    found = ctypes.create_string_buffer(pages)
-    if pages and _libc.mincore(start, pages * PAGE_SIZE, found):
-        raise last_error()
-    return found.raw
+    return mmcalls.mincore(start, pages)
 
 
 def _map(fd: int, size: int) -> mmap.mmap:
@@ -64,12 +43,11 @@ def _map(fd: int, size: int) -> mmap.mmap:
     if size % PAGE_SIZE == 0:
         return mmap.mmap(fd, size)
     whole = -(-size // PAGE_SIZE) * PAGE_SIZE
-    made = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE)
+    made = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmcalls.MAP_NORESERVE)
     protection = mmap.PROT_READ | mmap.PROT_WRITE
     # MAP_FIXED replaces the anonymous mapping.
-    flags, address = mmap.MAP_SHARED | _MAP_FIXED, address_of(made)
-    if _libc.mmap(address, whole, protection, flags, fd, 0) == _MAP_FAILED:
-        raise last_error()
+    flags, address = mmap.MAP_SHARED | mmcalls.MAP_FIXED, address_of(made)
+    mmcalls.mmap(fd, 0, whole, protection, flags, address)
     return made
 
 

@@ -33,34 +33,22 @@ SHARED: Final = "s"
 DOUBLE: Final = "d"
 NO_SLOT: Final = "_"
 
-MEANINGS: Final = {
-    "m": "mapped by 4 KiB",
-    "M": "mapped by 2 MiB",
-    "G": "mapped by 1 GiB",
-    ALLOCATED: "allocated, not mapped",
-    HOLE: "not allocated",
-    SHARED: "shared",
-    DOUBLE: "shared, its private page still there",
-    NO_SLOT: "no slot",
-    SEVERAL: "several of these",
-}
-
 # Private and mapped pages are green, shared ones yellow.
-_COLOURS: Final = {
-    **dict.fromkeys("mMG", "32"),
-    ALLOCATED: "36",
-    HOLE: "2",
-    SHARED: "33",
-    DOUBLE: "31",
-}
-
 _PALETTE: Final = Palette(
     {
-        kind: Kind(meaning, _COLOURS.get(kind, ""))
-        for kind, meaning in MEANINGS.items()
-        if kind != SEVERAL
+        MAPPED[PG_LEVEL_4K]: Kind("mapped by 4 KiB", "32"),
+        MAPPED[PG_LEVEL_2M]: Kind("mapped by 2 MiB", "32"),
+        MAPPED[PG_LEVEL_1G]: Kind("mapped by 1 GiB", "32"),
+        ALLOCATED: Kind("allocated, not mapped", "36"),
+        HOLE: Kind("not allocated", "2"),
+        SHARED: Kind("shared", "33"),
+        DOUBLE: Kind("shared, its private page still there", "31"),
+        NO_SLOT: Kind("no slot"),
     }
 )
+
+MEANINGS: Final = {kind: meaning for kind, (meaning, *_) in _PALETTE.kinds.items()}
+"""What each character means."""
 
 _ROW: Final = 4 * GROUP
 _ROWS: Final = 16

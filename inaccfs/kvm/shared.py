@@ -7,30 +7,13 @@ access would kill this process.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
-import os
 from typing import Final, Protocol
 
-from inaccfs.kvm.memory import WritableBuffer, address_of, resident, resident_at
+from inaccfs import mmcalls
+from inaccfs.kvm.memory import WritableBuffer, address_of, resident
 from inaccfs.kvm.uapi import PAGE_SIZE
-from inaccfs.syscalls import last_error
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
-    _call.restype = ctypes.c_ssize_t
-    _call.argtypes = [
-        *(ctypes.c_int, ctypes.POINTER(_Iovec), ctypes.c_ulong),
-        *(ctypes.POINTER(_Iovec), ctypes.c_ulong, ctypes.c_ulong),
-    ]
 
 
 class SharedHalf(Protocol):
@@ -101,30 +84,26 @@ class AddressHalf:
 
     def read(self, offset: int, size: int) -> bytes:
         """See `SharedHalf.read`."""
-        buffer = ctypes.create_string_buffer(size)
-        self._copy(_libc.process_vm_readv, buffer, offset, size)
-        return buffer.raw
+        try:
+            found = mmcalls.read_memory(self._address + offset, size)
+        except OSError as exc:
+            raise self._fault(offset) from exc
+        if len(found) < size:
+            raise self._fault(offset)
+        return found
 
     def write(self, offset: int, data: memoryview) -> None:
         """See `SharedHalf.write`."""
-        size = len(data)
-        buffer = ctypes.create_string_buffer(bytes(data), size)
-        self._copy(_libc.process_vm_writev, buffer, offset, size)
+        try:
+            written = mmcalls.write_memory(self._address + offset, bytes(data))
+        except OSError as exc:
+            raise self._fault(offset) from exc
+        if written < len(data):
+            raise self._fault(offset)
 
-    def _copy(
-        self,
-        call: ctypes._NamedFuncPointer,
-        buffer: ctypes.Array[ctypes.c_char],
-        offset: int,
-        size: int,
-    ) -> None:
-        own = _Iovec(ctypes.addressof(buffer), size)
-        there = _Iovec(self._address + offset, size)
-        done = call(os.getpid(), ctypes.byref(own), 1, ctypes.byref(there), 1, 0)
-        if done != size:
-            raise OSError(
-                errno.EFAULT, f"nothing is mapped at {self._address + offset:#x}"
-            )
+    def _fault(self, offset: int) -> OSError:
+        where = self._address + offset
+        return OSError(errno.EFAULT, f"nothing is mapped at {where:#x}")
 
     def is_same(self, other: WritableBuffer | int | None) -> bool:
         """See `SharedHalf.is_same`."""
@@ -133,7 +112,7 @@ class AddressHalf:
     def resident(self, pages: int) -> bytes:
         """See `SharedHalf.resident`; none are where nothing is mapped."""
         try:
-            return resident_at(self._address, pages)
+            return mmcalls.mincore(self._address, pages)
         except OSError:
             return bytes(pages)
 
@@ -162,8 +141,8 @@ def is_aligned(shared: WritableBuffer | int) -> bool:
 
 
 def _discard(address: int, size: int) -> None:
-    # MADV_REMOVE frees the memory of MAP_SHARED; private mappings get EINVAL.
-    for advice in (mmap.MADV_REMOVE, mmap.MADV_DONTNEED):
-        if not _libc.madvise(address, size, advice):
-            return
-    raise last_error()
+    try:
+        # This frees the memory of MAP_SHARED; private mappings get EINVAL.
+        mmcalls.madvise(address, size, mmap.MADV_REMOVE)
+    except OSError:
+        mmcalls.madvise(address, size, mmap.MADV_DONTNEED)

@@ -9,7 +9,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import syscalls
+from inaccfs import mmcalls, syscalls
 from inaccfs.kvmcalls import KVM_GET_API_VERSION
 from inaccfs.probe import calls
 from inaccfs.probe.attempts import Subject, in_bytes, rows
@@ -113,7 +113,7 @@ ROWS: Final = [
         "what is where",
         {
             "FS_IOC_FIEMAP": _fiemap,
-            "cachestat": lambda it: f"ok {calls.cachestat(it.fd)} in memory",
+            "cachestat": lambda it: f"ok {mmcalls.cachestat(it.fd)[0]} in memory",
             "fstat st_blocks": _blocks,
             "fstat st_blocks after a punch": _blocks_after_a_punch,
             "fstat st_blksize": lambda it: f"ok {os.fstat(it.fd).st_blksize}",

@@ -12,32 +12,24 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
+from inaccfs.mmcalls import MAP_FAILED
 from inaccfs.probe.outcomes import NotHere
-from inaccfs.syscalls import last_error
+from inaccfs.syscalls import AT_EMPTY_PATH, last_error
 
 if TYPE_CHECKING:
     _Type = ctypes._SimpleCData[Any]
 
-PROT_NONE: Final = 0
-PROT_READ: Final = 1
-PROT_WRITE: Final = 2
-PROT_EXEC: Final = 4
-
-MAP_SHARED: Final = 0x01
-MAP_PRIVATE: Final = 0x02
+# Python's mmap has the other flags.
 MAP_SHARED_VALIDATE: Final = 0x03
 MAP_LOCKED: Final = 0x2000
-MAP_POPULATE: Final = 0x8000
 MAP_HUGETLB: Final = 0x40000
 MAP_SYNC: Final = 0x80000
 
-AT_EMPTY_PATH: Final = 0x1000
 _MREMAP_MAYMOVE: Final = 1
 _MS_SYNC: Final = 4
 
-# These numbers are the same on every architecture.
+# The number is the same on every architecture.
 _SYS_MEMFD_SECRET: Final = 447
-_SYS_CACHESTAT: Final = 451
 
 # Calls older than Linux 5.0 have numbers of their own on x86-64; newer architectures
 # share theirs: syscall_64.tbl and scripts/syscall.tbl of the kernel.
@@ -124,15 +116,6 @@ def syncfs(fd: int) -> None:
     checked(_function("syncfs", ctypes.c_int)(fd))
 
 
-def cachestat(fd: int) -> int:
-    """How many pages of a file are in memory. cachestat(2), Linux 6.5."""
-    # struct cachestat_range: all of the file; struct cachestat: nr_cache is first.
-    extent = struct.pack("=QQ", 0, 0)
-    answer = (ctypes.c_uint64 * 5)()
-    syscall(_SYS_CACHESTAT, ctypes.c_uint(fd), extent, answer, ctypes.c_uint(0))
-    return answer[0]
-
-
 def execveat(fd: int) -> None:
     """Run the program that is in a file. execveat(2), AT_EMPTY_PATH."""
     vector = (ctypes.c_char_p * 2)(b"inaccfs-probe", None)
@@ -158,30 +141,14 @@ def reopen_by_handle(fd: int, flags: int) -> int:
 
 # --- memory ---------------------------------------------------------------------------
 
-_MAP_FAILED: Final = ctypes.c_void_p(-1).value
-
-
-def mmap(fd: int, offset: int, length: int, protection: int, flags: int) -> int:
-    """mmap(2); the address. Python's mmap refuses mappings past the end of the file."""
-    call = _function(
-        "mmap",
-        *(_address, _size, ctypes.c_int, ctypes.c_int, ctypes.c_int, _offset),
-        restype=_address,
-    )
-    return _mapped(call(None, length, protection, flags, fd, offset))
-
 
 def mremap(address: int, length: int, new_length: int) -> int:
     """mremap(2), MREMAP_MAYMOVE; the new address."""
     call = _function("mremap", _address, _size, _size, ctypes.c_int, restype=_address)
-    return _mapped(call(address, length, new_length, _MREMAP_MAYMOVE))
-
-
-def _mapped(address: int | None) -> int:
-    if address is None or address == _MAP_FAILED:
-        checked(-1)
-    assert address is not None
-    return address
+    moved: int = call(address, length, new_length, _MREMAP_MAYMOVE)
+    if moved == MAP_FAILED:
+        raise last_error()
+    return moved
 
 
 def mprotect(address: int, length: int, protection: int) -> None:
@@ -190,28 +157,10 @@ def mprotect(address: int, length: int, protection: int) -> None:
     checked(call(address, length, protection))
 
 
-def madvise(address: int, length: int, advice: int) -> None:
-    """madvise(2)."""
-    call = _function("madvise", _address, _size, ctypes.c_int)
-    checked(call(address, length, advice))
-
-
-def mlock(address: int, length: int) -> None:
-    """mlock(2)."""
-    checked(_function("mlock", _address, _size)(address, length))
-
-
 def msync(address: int, length: int) -> None:
     """msync(2), MS_SYNC."""
     call = _function("msync", _address, _size, ctypes.c_int)
     checked(call(address, length, _MS_SYNC))
-
-
-def mincore(address: int, length: int, page: int) -> int:
-    """How many pages of a mapping are in memory. mincore(2)."""
-    pages = ctypes.create_string_buffer(length // page)
-    checked(_function("mincore", _address, _size, _address)(address, length, pages))
-    return sum(byte & 1 for byte in pages.raw)
 
 
 def remap_file_pages(address: int, length: int, page: int) -> None:
@@ -220,19 +169,6 @@ def remap_file_pages(address: int, length: int, page: int) -> None:
         "remap_file_pages", _address, _size, ctypes.c_int, _size, ctypes.c_int
     )
     checked(call(address, length, 0, page, 0))
-
-
-def process_vm(name: str, address: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
-    """process_vm_readv(2) or process_vm_writev(2) on ourselves; how many bytes."""
-    near = struct.pack("=QQ", ctypes.addressof(buffer), len(buffer))
-    far = struct.pack("=QQ", address, len(buffer))
-    call = _function(
-        name,
-        *(ctypes.c_int, ctypes.c_char_p, ctypes.c_ulong),
-        *(ctypes.c_char_p, ctypes.c_ulong, ctypes.c_ulong),
-        restype=ctypes.c_ssize_t,
-    )
-    return checked(call(os.getpid(), near, 1, far, 1, 0))
 
 
 _PTRACE_TRACEME: Final = 0

@@ -16,7 +16,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import errnos, syscalls
+from inaccfs import errnos, mmcalls, syscalls
 from inaccfs.children import fork
 from inaccfs.probe import calls, rings
 from inaccfs.probe.attempts import Subject, in_bytes, rows
@@ -28,30 +28,29 @@ if TYPE_CHECKING:
     # Called with the address of the mapping.
     _Use = Callable[[Subject, int], str | None]
 
-_R: Final = calls.PROT_READ
-_W: Final = calls.PROT_WRITE
-_X: Final = calls.PROT_EXEC
+_R: Final = mmap.PROT_READ
+_W: Final = mmap.PROT_WRITE
+_X: Final = mmap.PROT_EXEC
 _RW: Final = _R | _W
 
 _PROTECTIONS: Final = {
-    "PROT_NONE": calls.PROT_NONE,
+    "PROT_NONE": 0,
     "PROT_READ": _R,
     "PROT_WRITE": _W,
     "PROT_READ|PROT_WRITE": _RW,
     "PROT_READ|PROT_EXEC": _R | _X,
 }
-_SHARES: Final = {"MAP_SHARED": calls.MAP_SHARED, "MAP_PRIVATE": calls.MAP_PRIVATE}
+_SHARES: Final = {"MAP_SHARED": mmap.MAP_SHARED, "MAP_PRIVATE": mmap.MAP_PRIVATE}
 
-# include/uapi/asm-generic/mman-common.h
 _MADV: Final = {
-    "MADV_WILLNEED": 3,
-    "MADV_DONTNEED": 4,
-    "MADV_REMOVE": 9,
-    "MADV_DONTFORK": 10,
-    "MADV_PAGEOUT": 21,
-    "MADV_POPULATE_READ": 22,
-    "MADV_POPULATE_WRITE": 23,
-    "MADV_COLLAPSE": 25,
+    "MADV_WILLNEED": mmap.MADV_WILLNEED,
+    "MADV_DONTNEED": mmap.MADV_DONTNEED,
+    "MADV_REMOVE": mmap.MADV_REMOVE,
+    "MADV_DONTFORK": mmap.MADV_DONTFORK,
+    "MADV_PAGEOUT": mmcalls.MADV_PAGEOUT,
+    "MADV_POPULATE_READ": mmcalls.MADV_POPULATE_READ,
+    "MADV_POPULATE_WRITE": mmcalls.MADV_POPULATE_WRITE,
+    "MADV_COLLAPSE": mmcalls.MADV_COLLAPSE,
 }
 
 
@@ -82,7 +81,7 @@ def _mmap(
 ) -> Callable[[Subject], str | None]:
     def call(subject: Subject) -> str | None:
         at = offset(subject) if offset is not None else 0
-        address = calls.mmap(subject.fd, at, subject.unit, protection, flags)
+        address = mmcalls.mmap(subject.fd, at, subject.unit, protection, flags)
         touch = _touch(protection)
         return touch(subject, address) if touch is not None else None
 
@@ -95,7 +94,7 @@ def _mmap(
 def _of_a_mapping(use: _Use) -> Callable[[Subject], str | None]:
     def call(subject: Subject) -> str | None:
         try:
-            address = calls.mmap(subject.fd, 0, subject.unit, _RW, calls.MAP_SHARED)
+            address = mmcalls.mmap(subject.fd, 0, subject.unit, _RW, mmap.MAP_SHARED)
         except OSError as exc:
             return f"no mapping, {errnos.name(exc.errno)}"
         return use(subject, address)
@@ -104,15 +103,15 @@ def _of_a_mapping(use: _Use) -> Callable[[Subject], str | None]:
 
 
 def _madvise(advice: int) -> _Use:
-    return lambda it, address: calls.madvise(address, it.unit, advice)
+    return lambda it, address: mmcalls.madvise(address, it.unit, advice)
 
 
-def _process_vm(name: str) -> _Use:
-    def use(_subject: Subject, address: int) -> str:
-        buffer = ctypes.create_string_buffer(mmap.PAGESIZE)
-        return in_bytes(calls.process_vm(name, address, buffer))
+def _process_vm_readv(_subject: Subject, address: int) -> str:
+    return in_bytes(len(mmcalls.read_memory(address, mmap.PAGESIZE)))
 
-    return use
+
+def _process_vm_writev(_subject: Subject, address: int) -> str:
+    return in_bytes(mmcalls.write_memory(address, bytes(mmap.PAGESIZE)))
 
 
 def _proc_mem(_subject: Subject, address: int) -> str:
@@ -170,8 +169,12 @@ def _pin(subject: Subject, address: int) -> None:
 
 
 def _mincore(subject: Subject, address: int) -> str:
-    count = calls.mincore(address, subject.unit, mmap.PAGESIZE)
-    return f"ok {count} in memory"
+    found = mmcalls.mincore(address, subject.unit // mmap.PAGESIZE)
+    return f"ok {sum(byte & 1 for byte in found)} in memory"
+
+
+def _mlock(subject: Subject, address: int) -> None:
+    mmcalls.mlock(address, subject.unit)
 
 
 def _mprotect(protection: int) -> _Use:
@@ -213,7 +216,7 @@ def _userfaultfd(subject: Subject, address: int) -> str:
         raise NotHere(f"no userfaultfd, {errnos.name(exc.errno)}") from exc
     # struct uffdio_api: api, features, ioctls
     fcntl.ioctl(fd, _UFFDIO_API, bytearray(struct.pack("=QQQ", _UFFD_API, 0, 0)))
-    calls.madvise(address, subject.unit, _MADV["MADV_REMOVE"])
+    mmcalls.madvise(address, subject.unit, mmap.MADV_REMOVE)
     # struct uffdio_register: start, len, mode, ioctls
     request = struct.pack("=QQQQ", address, subject.unit, _UFFD_MISSING, 0)
     fcntl.ioctl(fd, _UFFDIO_REGISTER, bytearray(request))
@@ -267,19 +270,19 @@ ROWS: Final = [
                 for share, flags in _SHARES.items()
             },
             "mmap MAP_SHARED|MAP_POPULATE": _mmap(
-                _RW, calls.MAP_SHARED | calls.MAP_POPULATE
+                _RW, mmap.MAP_SHARED | mmap.MAP_POPULATE
             ),
             "mmap MAP_PRIVATE|MAP_POPULATE": _mmap(
-                _R, calls.MAP_PRIVATE | calls.MAP_POPULATE
+                _R, mmap.MAP_PRIVATE | mmap.MAP_POPULATE
             ),
             "mmap MAP_SHARED|MAP_LOCKED": _mmap(
-                _RW, calls.MAP_SHARED | calls.MAP_LOCKED
+                _RW, mmap.MAP_SHARED | calls.MAP_LOCKED
             ),
             "mmap MAP_SHARED_VALIDATE|MAP_SYNC": _mmap(
                 _RW, calls.MAP_SHARED_VALIDATE | calls.MAP_SYNC
             ),
             "mmap MAP_SHARED|MAP_HUGETLB": _mmap(
-                _RW, calls.MAP_SHARED | calls.MAP_HUGETLB
+                _RW, mmap.MAP_SHARED | calls.MAP_HUGETLB
             ),
         },
     ),
@@ -291,8 +294,8 @@ ROWS: Final = [
                 "write of a mapping to a pipe": _write_to_pipe,
                 "read into a mapping from a pipe": _read_from_pipe,
                 "vmsplice of a mapping": _vmsplice,
-                "process_vm_readv of a mapping": _process_vm("process_vm_readv"),
-                "process_vm_writev of a mapping": _process_vm("process_vm_writev"),
+                "process_vm_readv of a mapping": _process_vm_readv,
+                "process_vm_writev of a mapping": _process_vm_writev,
                 "read of a mapping by /proc/self/mem": _proc_mem,
                 "write to a mapping by /proc/self/mem": _write_proc_mem,
                 "ptrace PEEKDATA of a mapping": _ptrace,
@@ -301,7 +304,7 @@ ROWS: Final = [
                     f"{name} of a mapping": _madvise(advice)
                     for name, advice in _MADV.items()
                 },
-                "mlock of a mapping": lambda it, address: calls.mlock(address, it.unit),
+                "mlock of a mapping": _mlock,
                 "msync of a mapping": lambda it, address: calls.msync(address, it.unit),
                 "mincore of a mapping": _mincore,
                 "mprotect PROT_READ of a mapping": _mprotect(_R),

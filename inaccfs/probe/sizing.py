@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # include/uapi/linux/falloc.h
+_ZERO_RANGE: Final = syscalls.FALLOC_FL_ZERO_RANGE
 _COLLAPSE_RANGE: Final = 0x08
-_ZERO_RANGE: Final = 0x10
 _INSERT_RANGE: Final = 0x20
 _UNSHARE_RANGE: Final = 0x40
 _WRITE_ZEROES: Final = 0x80

@@ -7,14 +7,11 @@ import mmap
 import os
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import mmcalls
 from inaccfs.errnos import os_error
-from inaccfs.shim.holes import first_hole, first_outside
+from inaccfs.shim.holes import data, first_hole
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from inaccfs.shim.filestate import FileState
 
 SLICE_BYTES: Final = 256 << 10
@@ -47,24 +44,6 @@ def write(file: FileState, offset: int, data: bytes) -> None:
         mapped[offset - start : offset - start + len(data)] = data
 
 
-def first_present(file: FileState, start: int, end: int) -> int | None:
-    """The first page from *start* to *end* that has memory, if there is one."""
-    page = file.page_size
-
-    def is_empty(first: int, stop: int) -> bool:
-        return not mmcalls.pages_there(file.fd, first * page, (stop - first) * page)
-
-    try:
-        return first_outside(is_empty, start, end)
-    except OSError as exc:
-        if not mmcalls.cannot_count(exc):
-            raise
-    # Pages that nobody has written to may be missed.
-    for offset, _ in _data(file, start * page, end * page):
-        return offset // page
-    return None
-
-
 def first_hole_of(file: FileState, start: int, end: int) -> int | None:
     """The first of some pages that has no memory, if there is one."""
     memory = file.pages.memory
@@ -76,25 +55,9 @@ def first_hole_of(file: FileState, start: int, end: int) -> int | None:
 async def clear(file: FileState, start: int, end: int) -> None:
     """Zero those of these pages that have memory. The cost grows with the data."""
     slices = Slices(file.superblock.loop)
-    for offset, stop in _data(file, start * file.page_size, end * file.page_size):
+    for offset, stop in data(file.fd, start * file.page_size, end * file.page_size):
         for at in range(offset, stop, SLICE_BYTES):
             length = min(SLICE_BYTES, stop - at)
             if any(read(file, at, length)):
                 write(file, at, bytes(length))
             await slices.give()
-
-
-def _data(file: FileState, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts of a range, in bytes, that lseek(2) does not report as holes."""
-    while start < end:
-        try:
-            start = os.lseek(file.fd, start, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:
-                return
-            raise
-        if start >= end:
-            return
-        stop = min(os.lseek(file.fd, start, os.SEEK_HOLE), end)
-        yield start, stop
-        start = stop

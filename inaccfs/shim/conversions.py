@@ -7,7 +7,6 @@ of the notifier list stands for the invalidate_lock, taken exclusively.
 from __future__ import annotations
 
 import errno
-import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -52,7 +51,7 @@ def check_range(file: FileState, start: int, end: int) -> None:
     """Raise `OSError`, EINVAL, unless the file has the pages from *start* to *end*."""
     if not 0 <= start < end:
         raise OSError(errno.EINVAL, f"no pages from {start} to {end}")
-    size = os.fstat(file.fd).st_size
+    size = file.size
     if end * file.page_size > size:
         raise OSError(
             errno.EINVAL,
@@ -207,7 +206,7 @@ class _Running:
             # Look only up to the first notifier's page: a later present page would not
             # be the first.
             end = call.end if found[0] is None else min(found[0], call.end)
-            found.append(content.first_present(self._file, call.start, end))
+            found.append(self._file.first_present(call.start, end))
         return min((page for page in found if page is not None), default=None)
 
     def _kinds(self, part: Conversion) -> Kinds:
@@ -225,7 +224,7 @@ class _Running:
         if not self._file.attributes.has_room(part.start, part.end):
             raise PageError(errno.ENOMEM, "the file has too many ranges", part.start)
         if rules.content == "refused":
-            page = content.first_present(self._file, part.start, part.end)
+            page = self._file.first_present(part.start, part.end)
             if page is not None:
                 raise PageError(
                     errno.EOPNOTSUPP,

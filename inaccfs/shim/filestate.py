@@ -11,6 +11,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.shim.holes import first_present
 from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.pages import Pages
 from inaccfs.shim.trace import FileTrace
@@ -19,6 +20,7 @@ from inaccfs.shim.turn import Turn
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from inaccfs.semantics.attributes import Kinds
     from inaccfs.semantics.rules import Check
     from inaccfs.shim.superblock import Superblock
 
@@ -110,9 +112,18 @@ class FileState:
         self.pages.reopened(fd)
 
     @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return os.fstat(self.fd).st_size
+
+    @property
     def count(self) -> int:
         """How many pages its size has, rounded up."""
-        return -(-os.fstat(self.fd).st_size // self.page_size)
+        return -(-self.size // self.page_size)
+
+    def first_present(self, start: int, end: int) -> int | None:
+        """The first page from *start* to *end* that has memory, if there is one."""
+        return first_present(self.fd, self.page_size, start, end)
 
     @property
     def is_plain(self) -> bool:
@@ -126,6 +137,10 @@ class FileState:
         That is state of fetched, poisoned or converted pages.
         """
         return not self.pages.nothing_fetched or not self.attributes.are_initial
+
+    def kinds(self, start: int, end: int) -> Kinds | None:
+        """The kinds that the events of a punch of these pages carry."""
+        return self.superblock.kinds(self.attributes, start, end)
 
     def update_fast_path(self) -> None:
         """Recompute which calls may take the fast path.

@@ -8,7 +8,6 @@ the series does not mention, are EPERM, too.
 from __future__ import annotations
 
 import errno
-import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,7 +40,7 @@ async def _freeze(file: FileState, holder: Hashable) -> None:
         if file.frozen_by is holder:
             raise OSError(errno.EBUSY, "it is frozen already")
         raise OSError(errno.EPERM, "another peer has frozen it")
-    if not os.fstat(file.fd).st_size:
+    if not file.size:
         raise OSError(errno.EINVAL, "the file has no size yet")
     _set(file, holder)
     try:

@@ -1,4 +1,4 @@
-"""Finds holes of a file, for rules by which get-pfn does not fill them.
+"""Finds holes of a file, and pages that have memory, for rules that need it.
 
 A guest that maps the file may write to pages at any time, and must find its data there
 later. So this changes the file only if it must, and never frees a page that the guest
@@ -15,7 +15,7 @@ from inaccfs import mmcalls, syscalls
 from inaccfs.shim.frames import allocate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # How many bytes of a page one read(2) compares with zeros.
 _READ_BYTES: Final = 1 << 20
@@ -51,6 +51,23 @@ def _by_count(fd: int, page_size: int, start: int, end: int) -> int | None:
         return there >= stop - first
 
     return first_outside(is_full, start, end)
+
+
+def first_present(fd: int, page: int, start: int, end: int) -> int | None:
+    """The first of some pages of *page* bytes that has memory, if there is one."""
+
+    def is_empty(first: int, stop: int) -> bool:
+        return not mmcalls.pages_there(fd, first * page, (stop - first) * page)
+
+    try:
+        return first_outside(is_empty, start, end)
+    except OSError as exc:
+        if not mmcalls.cannot_count(exc):
+            raise
+    # Pages that nobody has written to may be missed.
+    for offset, _ in data(fd, start * page, end * page):
+        return offset // page
+    return None
 
 
 def first_outside(
@@ -99,3 +116,19 @@ def _is_blank(fd: int, offset: int, length: int) -> bool:
         os.pread(fd, size, at).strip(b"\0")
         for at in range(offset, offset + length, size)
     )
+
+
+def data(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of a range, in bytes, that lseek(2) does not report as holes."""
+    while start < end:
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                return
+            raise
+        if start >= end:
+            return
+        stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
+        yield start, stop
+        start = stop

@@ -7,7 +7,6 @@ no mapping, so a conversion has nothing to unmap, and the next access faults aga
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING
 
 from inaccfs.errnos import EHWPOISON, os_error
@@ -110,7 +109,7 @@ def fill(file: FileState, start: int, end: int) -> None:
         superblock = file.superblock
         low, high = superblock.around(start, end)
         offset = low * file.page_size
-        length = min(high * file.page_size, os.fstat(file.fd).st_size) - offset
+        length = min(high * file.page_size, file.size) - offset
         if not superblock.headroom.allows(length):
             superblock.headroom.check(file.fd, offset, length)
         allocate(file.fd, offset, length)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from inaccfs.errnos import EHWPOISON
@@ -132,7 +131,7 @@ def _read(file: FileState, page: int) -> bytes:
     If attributes are not kept in the file, any page stands for host memory.
     """
     offset = page * file.page_size
-    if offset + file.page_size > os.fstat(file.fd).st_size:
+    if offset + file.page_size > file.size:
         raise PageError(
             errno.EFAULT, f"page {page} of the source is past its end", page
         )

@@ -21,8 +21,9 @@ from inaccfs.semantics import (
     InPlaceV8,
     LiveUpdate,
 )
-from tests import explore_page
+from tests import explore_page, explore_programs
 from tests.explore_checking import check
+from tests.explore_commuting import Checker
 from tests.hard.budget import some
 from tests.unit.test_explore_shared import NoMemory, OtherPage, TwoPunches
 from tests.unit.test_explore_states import check_deduced, outcomes, programs
@@ -76,6 +77,15 @@ def test_so_do_those_of_scenarios_of_ones_own(
     scenario: type[Scenario], rules: Semantics
 ) -> None:
     check_deduced(Case(scenario, rules, "no-retry"))
+
+
+@pytest.mark.parametrize("number", some(range(26, 1300), 25))
+def test_steps_of_random_scenarios_that_do_not_conflict_commute(number: int) -> None:
+    kvm = explore_page.KVMS[number % 2]
+    rules = explore_programs.RULES[number % len(explore_programs.RULES)]
+    checker = Checker(Case(explore_programs.program(number), rules, kvm))
+    for seed in range(6):
+        assert checker.sample(seed) is None
 
 
 @pytest.mark.parametrize(

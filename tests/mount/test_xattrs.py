@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import inaccfs
 from tests.mount import raw, support
-from tests.mount.support import new_file, outcome, run
+from tests.mount.support import inaccfs_command, new_file, outcome, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,6 +135,15 @@ def test_the_root_has_the_magic_the_control_socket_and_the_status(
     status = json.loads(os.getxattr(mount.path, "user.inaccfs.status"))
     assert status["mountpoint"] == str(mount.path)
     assert status["pid"] == mount.pid
+
+
+def test_a_client_finds_a_socket_whose_path_is_not_utf_8(scratch: Path) -> None:
+    control = scratch / os.fsdecode(b"\xff")
+    with support.mounted(control=control) as mount:
+        assert mount.status().control == f"{scratch}/\\xff"
+        with inaccfs.connect(mount.path) as shim:
+            assert shim.query_status().pid == mount.pid
+        run(*inaccfs_command("kvm", "stress", mount.path, "--seconds=0.1"))
 
 
 def test_the_virtual_attributes_are_listed_with_the_others(mount: Mount) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import resource
 import signal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from inaccfs import errnos, uring
+from inaccfs import errnos, mmcalls, uring
 from inaccfs.probe import calls, children, outcomes, rings, table
 from inaccfs.probe.attempts import Subject, attempt
 from inaccfs.probe.outcomes import NotHere
@@ -169,7 +170,7 @@ def test_no_row_resizes_a_file_unseen() -> None:
 def test_a_mapping_that_kills_differs_from_one_that_is_refused() -> None:
     def touch(subject: Subject) -> str:
         subject.say("ok, read")
-        address = calls.mmap(subject.fd, SIZE, PAGE, calls.PROT_READ, calls.MAP_PRIVATE)
+        address = mmcalls.mmap(subject.fd, SIZE, PAGE, mmap.PROT_READ, mmap.MAP_PRIVATE)
         ctypes.string_at(address, 1)
         return "ok, read zeros"
 

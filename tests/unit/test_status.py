@@ -26,7 +26,7 @@ STATUS = status.Status(
     pfn_source="pagemap",
     pinning="io_uring",
     pid=42,
-    control=None,
+    control="/run/inaccfs/control",
     log=None,
     version="1",
 )
@@ -126,7 +126,7 @@ def test_a_status_for_people() -> None:
         "  mmap       not sealed (needs root)",
         "  pfns       pagemap, pinned by io_uring",
         "  pid        42",
-        "  control    none",
+        "  control    /run/inaccfs/control",
         "  log        standard error",
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 from inaccfs.kvm.probe.machine import Machine
 from inaccfs.kvm.probe.protocol import AbsentError
@@ -10,6 +10,7 @@ from inaccfs.kvmcalls import GUEST_MEMFD_FLAG_MMAP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Unpack
 
     from inaccfs.kvm.probe.protocol import Kvm
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 
 ABSENT: Final = "absent"
 """The outcome of a row about something that this KVM does not have."""
+
+
+class Options(TypedDict, total=False):
+    """What `Rows.row` and `Rows.add` pass on to `Row`."""
+
+    low: bool
+    private: bool
+    mappable: bool
+    allowed: frozenset[str]
 
 
 class Row(NamedTuple):
@@ -51,47 +61,22 @@ class Rows:
         self.rows: Final[list[Row]] = []
 
     def row(
-        self,
-        sentence: str,
-        *,
-        low: bool = True,
-        private: bool = False,
-        mappable: bool = False,
-        allowed: frozenset[str] = frozenset(),
+        self, sentence: str, **options: Unpack[Options]
     ) -> Callable[[Steps], Steps]:
         """Make a row from a generator; both have the same name, after the group's."""
 
         def make(steps: Steps) -> Steps:
-            self.add(
-                steps.__name__.replace("_", "-"),
-                *(sentence, steps),
-                low=low,
-                private=private,
-                mappable=mappable,
-                allowed=allowed,
-            )
+            self.add(steps.__name__.replace("_", "-"), sentence, steps, **options)
             return steps
 
         return make
 
     def add(
-        self,
-        name: str,
-        sentence: str,
-        steps: Steps,
-        *,
-        low: bool = True,
-        private: bool = False,
-        mappable: bool = False,
-        allowed: frozenset[str] = frozenset(),
+        self, name: str, sentence: str, steps: Steps, **options: Unpack[Options]
     ) -> None:
         """Add a row; for rows that differ only in their arguments."""
-        self.rows.append(
-            Row(
-                *(self.group, f"{self.group}-{name}", sentence, steps),
-                *(low, private, mappable, allowed),
-            )
-        )
+        name = f"{self.group}-{name}"
+        self.rows.append(Row(self.group, name, sentence, steps, **options))
 
 
 def ask(row: Row, kvm: Kvm, say: Callable[[str], None]) -> str:

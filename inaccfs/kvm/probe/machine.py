@@ -31,7 +31,7 @@ from inaccfs.kvmcalls import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from inaccfs.kvm.probe.guest import Operation
     from inaccfs.kvm.probe.protocol import Exit, Kvm, Vcpu, Vm
@@ -44,6 +44,12 @@ T: Final = 0x100000
 
 PAGES: Final = 16
 """The size of slot 1 and of its file, unless a row says otherwise."""
+
+SIZE: Final = PAGES * PAGE_SIZE
+"""The same in bytes."""
+
+END: Final = 1 << 64
+"""The address after the last one that fits into an ioctl's struct."""
 
 PATIENCE: Final = 5.0
 """For how many seconds a spinning guest may take to notice a change."""
@@ -186,6 +192,14 @@ class Machine:
             must(self.to_private(gpa, pages))
         return fd, half
 
+    def closable(self) -> int:
+        """Make a slot whose file no mapping keeps open; returns the file's only fd."""
+        fd = self.create()
+        must(self.region(fd=fd, at=self.anonymous(fill=0x22).address))
+        for outcome in self.to_private_if_possible(T, PAGES):
+            must(outcome)
+        return fd
+
     def plain(self, gpa: int = T, slot: int = 1) -> HostMemory:
         """Make a slot without a file, whose bytes are 0x33."""
         half = self.anonymous(fill=0x33)
@@ -228,6 +242,11 @@ class Machine:
     def to_private(self, gpa: int = T, pages: int = 1) -> str:
         """Make pages private."""
         return self.attributes(gpa, pages * PAGE_SIZE, KVM_MEMORY_ATTRIBUTE_PRIVATE)
+
+    def to_private_if_possible(self, gpa: int, pages: int) -> Iterator[str]:
+        """Make pages private, where gfns can be private: the outcome, or nothing."""
+        if self.kvm.private:
+            yield self.to_private(gpa, pages)
 
     def to_shared(self, gpa: int = T, pages: int = 1) -> str:
         """Make pages shared."""

@@ -12,6 +12,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
+from inaccfs import mmcalls
 from inaccfs.kvm.probe.protocol import U64, AbsentError, Region
 from inaccfs.kvm.probe.realvcpu import RealVcpu
 from inaccfs.kvmcalls import (
@@ -33,8 +34,6 @@ from inaccfs.kvmcalls import (
     create_guest_memfd,
     ioctl,
 )
-from inaccfs.probe.calls import cachestat
-from inaccfs.probe.outcomes import NotHere
 
 if TYPE_CHECKING:
     import mmap
@@ -153,9 +152,7 @@ class RealKvm:
 
     def cached(self, fd: int) -> int:
         try:
-            return cachestat(fd)
-        except NotHere as exc:
-            raise AbsentError(str(exc)) from exc
+            return mmcalls.cachestat(fd)[0]
         except OSError as exc:
             if exc.errno != errno.ENOSYS:
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.probe.asking import Rows
-from inaccfs.kvm.probe.machine import LOW, PAGES, T
+from inaccfs.kvm.probe.machine import END, LOW, PAGES, T
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.kvmcalls import KVM_MEMORY_ATTRIBUTE_PRIVATE
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 ROWS: Final = Rows("attribute")
 
 _PRIVATE: Final = KVM_MEMORY_ATTRIBUTE_PRIVATE
-_END: Final = 1 << 64
 
 # gpa, size, attributes, flags
 _CALLS: Final[dict[str, tuple[str, tuple[int, int, int, int]]]] = {
@@ -31,15 +30,15 @@ _CALLS: Final[dict[str, tuple[str, tuple[int, int, int, int]]]] = {
     "size-4095": ("size 4095.", (T, PAGE_SIZE - 1, _PRIVATE, 0)),
     "wraps": (
         "address and size add up to more than 2^64.",
-        (_END - PAGE_SIZE, 2 * PAGE_SIZE, _PRIVATE, 0),
+        (END - PAGE_SIZE, 2 * PAGE_SIZE, _PRIVATE, 0),
     ),
     "ends-at-2-64": (
         "address and size add up to 2^64.",
-        (_END - PAGE_SIZE, PAGE_SIZE, _PRIVATE, 0),
+        (END - PAGE_SIZE, PAGE_SIZE, _PRIVATE, 0),
     ),
     "ends-a-page-before": (
         "address and size add up to 2^64 less a page.",
-        (_END - 2 * PAGE_SIZE, PAGE_SIZE, _PRIVATE, 0),
+        (END - 2 * PAGE_SIZE, PAGE_SIZE, _PRIVATE, 0),
     ),
     "bit-0": ("Attribute 1<<0, which was for reading.", (T, PAGE_SIZE, 1, 0)),
     "bit-1": ("Attribute 1<<1, which was for writing.", (T, PAGE_SIZE, 2, 0)),

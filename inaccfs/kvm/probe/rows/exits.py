@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.probe import guest, words
 from inaccfs.kvm.probe.asking import Rows
-from inaccfs.kvm.probe.machine import PAGES, T
+from inaccfs.kvm.probe.machine import PAGES, SIZE, T
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.kvmcalls import CAPABILITIES, KVM_HC_MAP_GPA_RANGE
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 ROWS: Final = Rows("exit")
 
-_SIZE: Final = PAGES * PAGE_SIZE
 _HYPERCALL: Final = CAPABILITIES["KVM_CAP_EXIT_HYPERCALL"]
 
 
@@ -57,8 +56,8 @@ def execute_no_slot(machine: Machine) -> Iterator[object]:
 @ROWS.row("Private, and after the slot's end.", private=True)
 def after_slot(machine: Machine) -> Iterator[object]:
     machine.memory()
-    yield machine.to_private(T + _SIZE)
-    yield machine.read(T + _SIZE)
+    yield machine.to_private(T + SIZE)
+    yield machine.read(T + SIZE)
 
 
 @ROWS.row("The gpa of an exit is that of the page: an access at 0x123.", private=True)

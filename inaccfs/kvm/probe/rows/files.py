@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs import syscalls
 from inaccfs.kvm.probe import words
 from inaccfs.kvm.probe.asking import Rows
+from inaccfs.kvm.probe.machine import SIZE
 from inaccfs.kvm.uapi import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 ROWS: Final = Rows("file")
 
 _KEEP: Final = syscalls.FALLOC_FL_KEEP_SIZE
-_SIZE: Final = 16 * PAGE_SIZE
 
 
 def _mmap(fd: int, flags: int, protection: int) -> None:
@@ -48,11 +48,11 @@ _CALLS: Final[dict[str, tuple[str, Callable[[int], object]]]] = {
         "mmap(2), MAP_PRIVATE, to read",
         lambda fd: _mmap(fd, mmap.MAP_PRIVATE, mmap.PROT_READ),
     ),
-    "grow": ("ftruncate(2) to twice the size", lambda fd: os.ftruncate(fd, 2 * _SIZE)),
+    "grow": ("ftruncate(2) to twice the size", lambda fd: os.ftruncate(fd, 2 * SIZE)),
     "shrink": ("ftruncate(2) to a page", lambda fd: os.ftruncate(fd, PAGE_SIZE)),
     "same-size": (
         "ftruncate(2) to the size it has",
-        lambda fd: os.ftruncate(fd, _SIZE),
+        lambda fd: os.ftruncate(fd, SIZE),
     ),
     "fchmod": ("fchmod(2)", lambda fd: os.fchmod(fd, 0o600)),
     "fsync": ("fsync(2)", os.fsync),
@@ -72,22 +72,22 @@ _CALLS: Final[dict[str, tuple[str, Callable[[int], object]]]] = {
 _FALLOCATES: Final = {
     "allocate": (_KEEP, 0, PAGE_SIZE),
     "allocate-mode-0": (0, 0, PAGE_SIZE),
-    "allocate-all": (_KEEP, 0, _SIZE),
-    "allocate-beyond": (_KEEP, _SIZE, PAGE_SIZE),
-    "allocate-across-end": (_KEEP, _SIZE - PAGE_SIZE, 2 * PAGE_SIZE),
+    "allocate-all": (_KEEP, 0, SIZE),
+    "allocate-beyond": (_KEEP, SIZE, PAGE_SIZE),
+    "allocate-across-end": (_KEEP, SIZE - PAGE_SIZE, 2 * PAGE_SIZE),
     "allocate-unaligned-offset": (_KEEP, 100, PAGE_SIZE),
     "allocate-unaligned-length": (_KEEP, 0, 100),
     "allocate-nothing": (_KEEP, 0, 0),
     "allocate-negative": (_KEEP, -PAGE_SIZE, PAGE_SIZE),
     "allocate-to-2-63": (_KEEP, (1 << 63) - PAGE_SIZE, PAGE_SIZE),
     "punch": (syscalls.PUNCH, 0, PAGE_SIZE),
-    "punch-all": (syscalls.PUNCH, 0, _SIZE),
-    "punch-beyond": (syscalls.PUNCH, _SIZE, PAGE_SIZE),
-    "punch-across-end": (syscalls.PUNCH, _SIZE - PAGE_SIZE, 2 * PAGE_SIZE),
+    "punch-all": (syscalls.PUNCH, 0, SIZE),
+    "punch-beyond": (syscalls.PUNCH, SIZE, PAGE_SIZE),
+    "punch-across-end": (syscalls.PUNCH, SIZE - PAGE_SIZE, 2 * PAGE_SIZE),
     "punch-unaligned-offset": (syscalls.PUNCH, 100, PAGE_SIZE),
     "punch-unaligned-length": (syscalls.PUNCH, 0, 100),
     "punch-without-keep-size": (syscalls.FALLOC_FL_PUNCH_HOLE, 0, PAGE_SIZE),
-    "zero-range": (0x10 | _KEEP, 0, PAGE_SIZE),
+    "zero-range": (syscalls.FALLOC_FL_ZERO_RANGE | _KEEP, 0, PAGE_SIZE),
     "collapse-range": (0x08, 0, PAGE_SIZE),
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.probe import guest
 from inaccfs.kvm.probe.asking import Rows
-from inaccfs.kvm.probe.machine import PAGES, T
+from inaccfs.kvm.probe.machine import PAGES, SIZE, T
 from inaccfs.kvm.uapi import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 ROWS: Final = Rows("guest")
 
-_SIZE: Final = PAGES * PAGE_SIZE
 # The gpa of a device that answers each byte with 0x5a; there is no slot.
 _HOLE: Final = 8 * T
 
@@ -87,8 +86,8 @@ def copy(machine: Machine) -> Iterator[object]:
 @ROWS.row("The last page of a slot, and its last word.")
 def last_page(machine: Machine) -> Iterator[object]:
     machine.memory()
-    yield machine.write(T + _SIZE - 4, 0x11)
-    yield machine.read(T + _SIZE - 4)
+    yield machine.write(T + SIZE - 4, 0x11)
+    yield machine.read(T + SIZE - 4)
 
 
 @ROWS.row("Pages are allocated by fallocate(2), read, written, allocated again, read.")
@@ -175,8 +174,7 @@ def punch_nothing(machine: Machine) -> Iterator[object]:
     fd = machine.create()
     half = machine.host_half(fd)
     yield machine.region(fd=fd, at=half.address, size=8 * PAGE_SIZE)
-    if machine.kvm.private:
-        yield machine.to_private(T, 8)
+    yield from machine.to_private_if_possible(T, 8)
     yield machine.write(T, 0x11)
     yield machine.mapped()
     yield machine.punch(fd, 3)
@@ -190,8 +188,7 @@ def punch_offset(machine: Machine) -> Iterator[object]:
     fd = machine.create()
     address = machine.host_half(fd).address + 4 * PAGE_SIZE
     yield machine.region(fd=fd, at=address, offset=4 * PAGE_SIZE, size=8 * PAGE_SIZE)
-    if machine.kvm.private:
-        yield machine.to_private(T, 8)
+    yield from machine.to_private_if_possible(T, 8)
     for page in range(8):
         machine.write(T + page * PAGE_SIZE, 0x20 + page)
     yield machine.punch(fd, 5)
@@ -224,9 +221,8 @@ def two_slots(machine: Machine) -> Iterator[object]:
     yield machine.region(1, gpa=T, size=half, at=address, fd=fd)
     at = address + half
     yield machine.region(2, gpa=2 * T, size=half, at=at, offset=half, fd=fd)
-    if machine.kvm.private:
-        yield machine.to_private(T, 8)
-        yield machine.to_private(2 * T, 8)
+    yield from machine.to_private_if_possible(T, 8)
+    yield from machine.to_private_if_possible(2 * T, 8)
     gpas = (T, T + 7 * PAGE_SIZE, 2 * T, 2 * T + PAGE_SIZE)
     for value, gpa in enumerate(gpas, 1):
         machine.write(gpa, value)
@@ -255,8 +251,7 @@ def moved_slot(machine: Machine) -> Iterator[object]:
     yield machine.write(T, 0x77)
     yield machine.delete()
     yield machine.region(gpa=2 * T, fd=fd, at=half.address)
-    if machine.kvm.private:
-        yield machine.to_private(2 * T, PAGES)
+    yield from machine.to_private_if_possible(2 * T, PAGES)
     yield machine.read(2 * T)
     yield machine.read(T)
 
@@ -295,8 +290,7 @@ def slot_end(machine: Machine) -> Iterator[object]:
     fd = machine.create()
     half = machine.host_half(fd)
     yield machine.region(fd=fd, at=half.address, size=8 * PAGE_SIZE)
-    if machine.kvm.private:
-        yield machine.to_private(T, PAGES)
+    yield from machine.to_private_if_possible(T, PAGES)
     yield machine.read(T + 7 * PAGE_SIZE)
     yield machine.read(T + 8 * PAGE_SIZE)
     yield machine.cached(fd)
@@ -305,9 +299,8 @@ def slot_end(machine: Machine) -> Iterator[object]:
 @ROWS.row("A read of four bytes across the slot's end.")
 def straddling_slot_end(machine: Machine) -> Iterator[object]:
     machine.memory()
-    if machine.kvm.private:
-        yield machine.to_private(T, PAGES + 1)
-    yield machine.read(T + _SIZE - 2)
+    yield from machine.to_private_if_possible(T, PAGES + 1)
+    yield machine.read(T + SIZE - 2)
 
 
 @ROWS.row("No slot: read, write of one byte, write of four.")
@@ -328,19 +321,9 @@ def plain_slot(machine: Machine) -> Iterator[object]:
 # --- closed ---------------------------------------------------------------------------
 
 
-def _closable(machine: Machine) -> int:
-    """Make a slot whose file no mapping keeps open; returns the file's only fd."""
-    fd = machine.create()
-    address = machine.anonymous(fill=0x22).address
-    machine.region(fd=fd, at=address)
-    if machine.kvm.private:
-        machine.to_private(T, PAGES)
-    return fd
-
-
 @ROWS.row("The file's last descriptor is closed: a read, a write, a page never used.")
 def closed_file(machine: Machine) -> Iterator[object]:
-    fd = _closable(machine)
+    fd = machine.closable()
     yield machine.write(T, 0x77)
     yield machine.close(fd)
     yield machine.read()
@@ -350,7 +333,7 @@ def closed_file(machine: Machine) -> Iterator[object]:
 
 @ROWS.row("The file's last descriptor is closed: what is mapped.", private=True)
 def closed_file_zaps(machine: Machine) -> Iterator[object]:
-    fd = _closable(machine)
+    fd = machine.closable()
     yield machine.write(T, 0x77)
     yield machine.mapped()
     yield machine.close(fd)
@@ -359,7 +342,7 @@ def closed_file_zaps(machine: Machine) -> Iterator[object]:
 
 @ROWS.row("The file is closed, and its slot deleted and made plain.")
 def closed_file_then_plain(machine: Machine) -> Iterator[object]:
-    fd = _closable(machine)
+    fd = machine.closable()
     yield machine.write(T, 0x77)
     yield machine.close(fd)
     yield machine.delete()
@@ -371,7 +354,7 @@ def closed_file_then_plain(machine: Machine) -> Iterator[object]:
 
 @ROWS.row("The file is closed while a duplicate of its descriptor is open.")
 def closed_but_dup(machine: Machine) -> Iterator[object]:
-    fd = _closable(machine)
+    fd = machine.closable()
     other = os.dup(fd)
     yield machine.write(T, 0x77)
     yield machine.close(fd)
@@ -382,7 +365,7 @@ def closed_but_dup(machine: Machine) -> Iterator[object]:
 
 @ROWS.row("The file is closed, and another one's slot takes its gfns.")
 def closed_then_another(machine: Machine) -> Iterator[object]:
-    fd = _closable(machine)
+    fd = machine.closable()
     yield machine.write(T, 0x77)
     yield machine.close(fd)
     yield machine.delete()

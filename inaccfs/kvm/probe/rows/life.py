@@ -26,15 +26,6 @@ ROWS: Final = Rows("life")
 _LARGE: Final = 64 << 20
 
 
-def _slot(machine: Machine) -> int:
-    """Make a slot whose file no mapping keeps open; return its only descriptor."""
-    fd = machine.create()
-    machine.region(fd=fd, at=machine.anonymous(fill=0x22).address)
-    if machine.kvm.private:
-        machine.to_private(T, PAGES)
-    return fd
-
-
 def _in_child(work: Callable[[], str]) -> str:
     """The outcome of *work* in a child process."""
     reader, writer = os.pipe()
@@ -50,7 +41,7 @@ def _in_child(work: Callable[[], str]) -> str:
 
 @ROWS.row("A forked child has the file; its parent closes it; the child ends.")
 def fork_holds(machine: Machine) -> Iterator[object]:
-    fd = _slot(machine)
+    fd = machine.closable()
     yield machine.write(T, 0x77)
     reader, writer = os.pipe()
     pid = os.fork()
@@ -68,7 +59,7 @@ def fork_holds(machine: Machine) -> Iterator[object]:
 
 @ROWS.row("A forked child allocates and punches: what the guest reads.")
 def fork_punches(machine: Machine) -> Iterator[object]:
-    fd = _slot(machine)
+    fd = machine.closable()
     yield machine.write(T, 0x77)
     yield _in_child(lambda: machine.allocate(fd, 4, 4))
     yield machine.cached(fd)
@@ -78,7 +69,7 @@ def fork_punches(machine: Machine) -> Iterator[object]:
 
 @ROWS.row("The file goes to another descriptor by dup2(2): a punch by it.")
 def dup_punches(machine: Machine) -> Iterator[object]:
-    fd = _slot(machine)
+    fd = machine.closable()
     other = os.dup(fd)
     yield machine.write(T, 0x77)
     yield machine.close(fd)
@@ -96,15 +87,14 @@ def over_a_socket(machine: Machine) -> Iterator[object]:
         _, (received,), _, _ = socket.recv_fds(other, 1, 1)
     machine.close(fd)
     yield machine.region(fd=received, at=half.address)
-    if machine.kvm.private:
-        yield machine.to_private(T, PAGES)
+    yield from machine.to_private_if_possible(T, PAGES)
     yield machine.write(T, 0x77)
     yield machine.read()
 
 
 @ROWS.row("The VM is closed: pages of its file, allocate, punch, size, close.")
 def vm_closed_first(machine: Machine) -> Iterator[object]:
-    fd = _slot(machine)
+    fd = machine.closable()
     yield machine.write(T, 0x77)
     machine.vm.close()
     yield machine.cached(fd)
@@ -118,7 +108,7 @@ def vm_closed_first(machine: Machine) -> Iterator[object]:
 
 @ROWS.row("The file is closed with its slot there, and then the VM.")
 def file_closed_first(machine: Machine) -> Iterator[object]:
-    fd = _slot(machine)
+    fd = machine.closable()
     yield machine.write(T, 0x77)
     yield machine.close(fd)
     yield words.of(machine.vm.close)
@@ -135,7 +125,7 @@ def never_in_a_slot(machine: Machine) -> Iterator[object]:
 
 @ROWS.row("The slot is deleted: the file keeps its pages; they are punched.")
 def slot_deleted_first(machine: Machine) -> Iterator[object]:
-    fd = _slot(machine)
+    fd = machine.closable()
     yield machine.write(T, 0x77)
     yield machine.delete()
     yield machine.cached(fd)
@@ -145,7 +135,7 @@ def slot_deleted_first(machine: Machine) -> Iterator[object]:
 
 @ROWS.row("The file is closed and one of the same number is made: the slot's memory.")
 def number_again(machine: Machine) -> Iterator[object]:
-    fd = _slot(machine)
+    fd = machine.closable()
     yield machine.write(T, 0x77)
     yield machine.close(fd)
     other = machine.create()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.probe.asking import Rows
-from inaccfs.kvm.probe.machine import PAGES, T
+from inaccfs.kvm.probe.machine import END, PAGES, SIZE, T
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.kvmcalls import KVM_MEM_READONLY
 
@@ -17,23 +17,21 @@ if TYPE_CHECKING:
 
 ROWS: Final = Rows("prefault")
 
-_SIZE: Final = PAGES * PAGE_SIZE
-_END: Final = 1 << 64
 _FAR: Final = 8 * T
 
 # gpa, size, flags
 _CALLS: Final[dict[str, tuple[str, tuple[int, int, int]]]] = {
     "page": ("A page of the slot.", (T, PAGE_SIZE, 0)),
-    "slot": ("All of the slot.", (T, _SIZE, 0)),
+    "slot": ("All of the slot.", (T, SIZE, 0)),
     "gpa-off-by-1": ("gpa plus 1.", (T + 1, PAGE_SIZE, 0)),
     "size-0": ("size 0.", (T, 0, 0)),
     "size-1": ("size 1.", (T, 1, 0)),
     "size-4095": ("size 4095.", (T, PAGE_SIZE - 1, 0)),
     "wraps": (
         "gpa and size add up to more than 2^64.",
-        (_END - PAGE_SIZE, 2 * PAGE_SIZE, 0),
+        (END - PAGE_SIZE, 2 * PAGE_SIZE, 0),
     ),
-    "ends-at-2-64": ("gpa and size add up to 2^64.", (_END - PAGE_SIZE, PAGE_SIZE, 0)),
+    "ends-at-2-64": ("gpa and size add up to 2^64.", (END - PAGE_SIZE, PAGE_SIZE, 0)),
     "flags-1": ("flags 1.", (T, PAGE_SIZE, 1)),
     "flags-63": ("flags 1<<63.", (T, PAGE_SIZE, 1 << 63)),
     "two-mistakes": ("flags 1 and no slot.", (_FAR, PAGE_SIZE, 1)),
@@ -41,9 +39,9 @@ _CALLS: Final[dict[str, tuple[str, tuple[int, int, int]]]] = {
     "gpa-2-52": ("A gpa that no CPU has.", (1 << 52, PAGE_SIZE, 0)),
     "across-end": (
         "8 pages of the slot, and 8 after it.",
-        (T + 8 * PAGE_SIZE, _SIZE, 0),
+        (T + 8 * PAGE_SIZE, SIZE, 0),
     ),
-    "after-end": ("The page after the slot.", (T + _SIZE, PAGE_SIZE, 0)),
+    "after-end": ("The page after the slot.", (T + SIZE, PAGE_SIZE, 0)),
     "across-begin": (
         "The page before the slot, and its first.",
         (T - PAGE_SIZE, 2 * PAGE_SIZE, 0),

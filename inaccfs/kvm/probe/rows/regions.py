@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.kvm.probe.asking import Rows
-from inaccfs.kvm.probe.machine import LOW, PAGES, T
+from inaccfs.kvm.probe.machine import END, LOW, PAGES, T
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.kvmcalls import (
     KVM_MEM_GUEST_MEMFD,
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 ROWS: Final = Rows("region")
 
 _FILE: Final = KVM_MEM_GUEST_MEMFD
-_END: Final = 1 << 64
 
 # The differences from a correct call, which makes slot 1 of 16 pages at 1 MiB with all
 # of a file. `at` is added to the correct userspace_addr.
@@ -45,13 +44,13 @@ _ONE_MISTAKE: Final[dict[str, tuple[str, Mapping[str, int]]]] = {
     ),
     "address-kernel": (
         "userspace_addr in the kernel's half.",
-        {"address": _END - (1 << 30)},
+        {"address": END - (1 << 30)},
     ),
     "offset-1": ("guest_memfd_offset 1.", {"offset": 1}),
     "offset-2k": ("guest_memfd_offset 2 KiB.", {"offset": 0x800}),
     "offset-wraps": (
         "guest_memfd_offset a page below 2^64, so that it wraps.",
-        {"offset": _END - PAGE_SIZE},
+        {"offset": END - PAGE_SIZE},
     ),
     "offset-2-63": (
         "guest_memfd_offset 2^63: a negative loff_t.",
@@ -79,11 +78,11 @@ _ONE_MISTAKE: Final[dict[str, tuple[str, Mapping[str, int]]]] = {
     ),
     "gpa-wraps": (
         "guest_phys_addr and memory_size add up to more than 2^64.",
-        {"gpa": _END - PAGE_SIZE, "size": 2 * PAGE_SIZE},
+        {"gpa": END - PAGE_SIZE, "size": 2 * PAGE_SIZE},
     ),
     "gpa-ends-at-2-64": (
         "guest_phys_addr and memory_size add up to 2^64.",
-        {"gpa": _END - PAGE_SIZE, "size": PAGE_SIZE},
+        {"gpa": END - PAGE_SIZE, "size": PAGE_SIZE},
     ),
     "gpa-2-52": ("guest_phys_addr 2^52, more than a CPU has.", {"gpa": 1 << 52}),
     "size-too-large": (

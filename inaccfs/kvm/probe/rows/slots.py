@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.probe import words
 from inaccfs.kvm.probe.asking import Rows
-from inaccfs.kvm.probe.machine import PAGES, T
+from inaccfs.kvm.probe.machine import PAGES, SIZE, T
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.kvmcalls import (
     KVM_MEM_GUEST_MEMFD,
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from inaccfs.kvm.probe.machine import Machine
 
 ROWS: Final = Rows("slot")
-
-_SIZE: Final = PAGES * PAGE_SIZE
 
 
 @ROWS.row("The same call again.")
@@ -83,8 +81,8 @@ def move(machine: Machine) -> Iterator[object]:
 @ROWS.row("Change a slot with a file: fewer pages, with its flag and without.")
 def change_size(machine: Machine) -> Iterator[object]:
     fd, half = machine.memory()
-    yield machine.region(size=_SIZE // 2, fd=fd, at=half.address)
-    yield machine.region(flags=0, size=_SIZE // 2, at=half.address)
+    yield machine.region(size=SIZE // 2, fd=fd, at=half.address)
+    yield machine.region(flags=0, size=SIZE // 2, at=half.address)
 
 
 @ROWS.row("Change a slot with a file: another file.")
@@ -116,7 +114,7 @@ def plain_changes(machine: Machine) -> Iterator[object]:
     yield machine.region(flags=0, gpa=2 * T, at=at)
     yield machine.region(flags=KVM_MEM_LOG_DIRTY_PAGES, gpa=2 * T, at=at)
     yield machine.region(flags=KVM_MEM_READONLY, gpa=2 * T, at=at)
-    yield machine.region(flags=0, gpa=2 * T, size=2 * _SIZE, at=at)
+    yield machine.region(flags=0, gpa=2 * T, size=2 * SIZE, at=at)
 
 
 @ROWS.row("A plain slot is moved over another one's gfns.")
@@ -145,13 +143,13 @@ def gfns_same(machine: Machine) -> Iterator[object]:
 @ROWS.row("A slot that begins at the last page of another one.")
 def gfns_last_page(machine: Machine) -> Iterator[object]:
     machine.memory()
-    yield _second(machine, T + _SIZE - PAGE_SIZE, PAGES)
+    yield _second(machine, T + SIZE - PAGE_SIZE, PAGES)
 
 
 @ROWS.row("A slot that ends with the first page of another one.")
 def gfns_first_page(machine: Machine) -> Iterator[object]:
     machine.memory()
-    yield _second(machine, T - _SIZE + PAGE_SIZE, PAGES)
+    yield _second(machine, T - SIZE + PAGE_SIZE, PAGES)
 
 
 @ROWS.row("A slot inside the gfns of another one.")
@@ -170,14 +168,14 @@ def gfns_around(machine: Machine) -> Iterator[object]:
 def gfns_plain(machine: Machine) -> Iterator[object]:
     machine.memory()
     at = machine.anonymous().address
-    yield machine.region(2, 0, T, _SIZE, at)
+    yield machine.region(2, 0, T, SIZE, at)
 
 
 @ROWS.row("Slots right before and right after another one.")
 def gfns_beside(machine: Machine) -> Iterator[object]:
     machine.memory()
-    yield _second(machine, T - _SIZE, PAGES)
-    yield _second(machine, T + _SIZE, PAGES, slot=3)
+    yield _second(machine, T - SIZE, PAGES)
+    yield _second(machine, T + SIZE, PAGES, slot=3)
 
 
 def _of_one_file(machine: Machine, *ranges: tuple[int, int]) -> Iterator[str]:
