@@ -20,6 +20,7 @@ from inaccfs.fuse.opens import Opens
 from inaccfs.fuse.seal import Seal
 from inaccfs.fuse.wire import Op
 from inaccfs.syscalls import PUNCH
+from tests.unit.blocked_fakes import BlockedAllocator, BlockedCall, BlockedUndoing
 from tests.unit.fakes import (
     BATCH_FORGET_IN,
     CREATE_IN,
@@ -34,9 +35,6 @@ from tests.unit.fakes import (
     OPEN_IN,
     READ_IN,
     RENAME2_IN,
-    BlockedAllocator,
-    BlockedCall,
-    BlockedUndoing,
     SealFactory,
     World,
     init_in,

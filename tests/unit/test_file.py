@@ -20,14 +20,8 @@ from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.loop import first_of
 from inaccfs.shim.superblock import Superblock
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, PUNCH
-from tests.unit.fakes import (
-    BlockedAllocator,
-    BlockedCall,
-    BlockedUndoing,
-    fallocate,
-    fallocated_now,
-    refused,
-)
+from tests.unit.blocked_fakes import BlockedAllocator, BlockedCall, BlockedUndoing
+from tests.unit.fakes import fallocate, fallocated_now, refused
 from tests.unit.one_file import mine
 
 if TYPE_CHECKING:
