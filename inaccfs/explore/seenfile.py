@@ -163,14 +163,14 @@ class FilePages(Pages):
     def first_referenced(
         self, start: int, end: int, *, pins_only: bool = False
     ) -> int | None:
-        """See `FetchedPages.first_referenced`."""
+        """See `Pages.first_referenced`."""
         self._look(start, end)
         return super().first_referenced(start, end, pins_only=pins_only)
 
     async def find_reference(
         self, start: int, end: int, *, pins_only: bool = False
     ) -> int | None:
-        """See `FetchedPages.find_reference`."""
+        """See `Pages.find_reference`."""
         self._look(start, end)
         return await super().find_reference(start, end, pins_only=pins_only)
 
@@ -181,7 +181,7 @@ class FilePages(Pages):
             return
         for page in range(start, end):
             sight.schedule.touch(seen.page_key(sight.number, page), False)
-        for extent in self._extents_in(start, end):
+        for extent in self.extents_in(start, end):
             for pfn in range(extent.pfn, extent.pfn + extent.count):
                 sight.schedule.touch(seen.references_key(pfn), False)
 

@@ -17,6 +17,7 @@ from inaccfs.shim.call import Begun, Call, Kind, PageRange, Part
 from inaccfs.shim.filestate import FileState
 from inaccfs.shim.notifiers import INLINE_NOTIFIERS
 from inaccfs.shim.order import Changed, Done, InlineDrive, drive
+from inaccfs.shim.punching import are_few, punch_long, punch_now, steps
 from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
@@ -143,22 +144,28 @@ class InaccessibleFile(FileState):
         ):
             return LATER
         part = call.part(self.page_size)
-        if not self.pages.are_few(*part.touched) or not self.notifiers.take():
+        if not are_few(self, *part.touched) or not self.notifiers.take():
             return LATER
         self._count(call.mode)
         punch = partial(syscalls.fallocate_now, self.fd, *call.arguments)
 
         def change() -> Changed:
             superblock.on_change(self.fd, call.offset, call.length)
-            return self.pages.punch_now(*part.whole, punch)
+            return punch_now(self, *part.whole, punch)
 
-        steps = self.pages.steps(part, call.kind)
         done = hold()
         if self.trace.listeners:
             done = self._traced(call, done)
         timeouts = superblock.ack_timeouts
         assert timeouts is not None
-        drive = InlineDrive(steps, self.notifiers, timeouts, change, done, call.began)
+        drive = InlineDrive(
+            steps(self, part, call.kind),
+            self.notifiers,
+            timeouts,
+            change,
+            done,
+            call.began,
+        )
         drive.go_on()
         return UNDER_WAY
 
@@ -203,12 +210,12 @@ class InaccessibleFile(FileState):
         began: int,
     ) -> None:
         """Change the file, and send the events of it, in the order of the rules."""
-        pages, locks = self.pages, self._locks(kind)
+        locks = self._locks(kind)
         punches = kind is Kind.PUNCH
-        async with pages.locked(*part.touched) if punches else nullcontext():
+        async with self.pages.locked(*part.touched) if punches else nullcontext():
             refusal = await drive(
                 # Without a lock of the list, the change itself checks that.
-                pages.steps(part, kind, check=self.check_frozen if locks else None),
+                steps(self, part, kind, check=self.check_frozen if locks else None),
                 self.notifiers,
                 change,
                 whole_call=locks,
@@ -253,9 +260,9 @@ class InaccessibleFile(FileState):
         """Let *punch* remove fetched pages, too."""
         start, end = part.touched
         few = (end - start) * self.page_size <= self.inline_bytes
-        if few and self.pages.are_few(start, end):
-            return self.pages.punch_now(*part.whole, punch)
-        return await self.pages.punch(*part.whole, punch)
+        if few and are_few(self, start, end):
+            return punch_now(self, *part.whole, punch)
+        return await punch_long(self, *part.whole, punch)
 
     # --- size ----------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from inaccfs.shim.turn import Turn
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from inaccfs.semantics.attributes import Kinds
     from inaccfs.semantics.rules import Check
     from inaccfs.shim.superblock import Superblock
 
@@ -136,6 +137,10 @@ class FileState:
         That is state of fetched, poisoned or converted pages.
         """
         return not self.pages.nothing_fetched or not self.attributes.are_initial
+
+    def kinds(self, start: int, end: int) -> Kinds | None:
+        """The kinds that the events of a punch of these pages carry."""
+        return self.superblock.kinds(self.attributes, start, end)
 
     def update_fast_path(self) -> None:
         """Recompute which calls may take the fast path.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from inaccfs.shim.call import Kind, PageRange, Part
 from inaccfs.shim.moved import tell
+from inaccfs.shim.punching import steps
 
 if TYPE_CHECKING:
     from inaccfs.shim.file import InaccessibleFile
@@ -22,7 +23,7 @@ async def send_events(file: InaccessibleFile, count: int) -> None:
     closed before this task runs.
     """
     try:
-        steps = file.pages.steps(Part(PageRange(0, count), PageRange(0, 0)), Kind.PUNCH)
-        await tell(file.superblock, file.notifiers, steps)
+        part = Part(PageRange(0, count), PageRange(0, 0))
+        await tell(file.superblock, file.notifiers, steps(file, part, Kind.PUNCH))
     except Exception:
         log.exception("bug in telling that a file was closed")

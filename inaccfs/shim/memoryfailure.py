@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from functools import partial
 from typing import TYPE_CHECKING
 
 from inaccfs.semantics.rules import MEMORY_ERROR
@@ -60,7 +59,6 @@ async def _memory_there(file: FileState, page: int) -> Memory:
 def _steps(file: FileState, page: int) -> Steps:
     """The events of a punch, though the page stays."""
     plan = file.superblock.plans[Kind.PUNCH]
-    kinds = partial(file.superblock.kinds, file.attributes)
-    yield from in_order(plan, page, page + 1, kinds=kinds)
+    yield from in_order(plan, page, page + 1, kinds=file.kinds)
     yield from file.pages.moved.steps()
     return None

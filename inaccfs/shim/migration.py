@@ -6,7 +6,6 @@ Here a command asks for it, as compaction or move_pages(2) would ask the kernel.
 from __future__ import annotations
 
 import errno
-from functools import partial
 from typing import TYPE_CHECKING
 
 from inaccfs.errors import PageError, PinnedError
@@ -67,8 +66,7 @@ async def _migrate(file: FileState, start: int, end: int, who: int, cause: int) 
 
     def steps() -> Steps:
         plan = superblock.plans[Kind.PUNCH]
-        kinds = partial(superblock.kinds, file.attributes)
-        refusal = yield from in_order(plan, start, end, kinds=kinds)
+        refusal = yield from in_order(plan, start, end, kinds=file.kinds)
         yield from file.pages.moved.steps()
         return refusal
 

@@ -1,9 +1,10 @@
-"""The pages of one file: get-pfn, put-pfn and punches."""
+"""The fetched pages of one file: get-pfn and put-pfn."""
 
 from __future__ import annotations
 
 import errno
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.shim.fetch import (
@@ -13,10 +14,12 @@ from inaccfs.shim.fetch import (
     fetch,
     fetch_now,
 )
-from inaccfs.shim.fetchedpages import FetchedPages
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import Extent, Fetched, Punched, in_pieces
+from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Memory, Pinner
+from inaccfs.shim.moved import Moved
+from inaccfs.shim.poison import Poisoned
 from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
@@ -34,18 +37,27 @@ _GET_NOW_PAGES: Final = 1024
 """How many pages `get_now` gets at most: each may be an extent."""
 
 
-class Pages(FetchedPages):
+class Pages:
     """The fetched pages of a file, and the rules for them. Numbers are pages.
 
     Methods raise `OSError` with the errno and the words for the peer.
     """
 
     __slots__ = (
+        "_attributes",
         "_changed",
         "_fd",
         "_is_frozen",
+        "_locks",
+        "_notifiers",
+        "_page_size",
+        "_superblock",
         "_trace",
+        "_turn",
         "abandoned",
+        "memory",
+        "moved",
+        "poisoned",
     )
 
     def __init__(
@@ -63,13 +75,36 @@ class Pages(FetchedPages):
 
         *is_frozen* returns whether no hole may be filled: see `inaccfs.shim.freezing`.
         """
-        super().__init__(superblock, turn, notifiers, attributes, changed)
+        self._page_size: Final = superblock.page_size
+        self._turn: Final = turn
+        self._notifiers: Final = notifiers
+        self._attributes: Final = attributes
+        self._superblock: Final = superblock
         self._fd = fd
         self._trace: Final = trace
         self._changed: Final = changed
         self._is_frozen: Final = is_frozen
         # Whether all users have closed the file. Then get-pfn fails.
         self.abandoned = False
+        # The fetched pages; None until the first one is fetched.
+        self.memory: Memory | None = None
+        kinds = partial(superblock.kinds, attributes)
+        self.moved: Final = Moved(superblock, notifiers, kinds)
+        # None where get-pfn leaves pages unlocked.
+        self._locks: Final = (
+            PageLocks(self._holders, superblock.ack_seconds, superblock.loop)
+            if superblock.semantics.locks_pages
+            else None
+        )
+        # The pages whose memory has failed, and that have not been punched since.
+        self.poisoned: Final = Poisoned(superblock.page_size, changed)
+
+    @property
+    def nothing_fetched(self) -> bool:
+        """Whether a punch need not look at references, frames or poison."""
+        return not self.poisoned and (
+            self.memory is None or not self.memory.frames.pages
+        )
 
     @property
     def _guarded(self) -> bool:
@@ -86,6 +121,48 @@ class Pages(FetchedPages):
         self._fd = fd
         if self.memory is not None:
             self.memory.frames.fd = fd
+
+    def close(self) -> None:
+        """Release the fetched pages. This may take long for gigabytes."""
+        if self.memory is not None:
+            self.memory.frames.close()
+
+    # --- looking ------------------------------------------------------------------
+
+    def extents_in(self, start: int, end: int) -> list[Extent]:
+        """The fetched ones of these pages."""
+        return [] if self.memory is None else self.memory.extents_in(start, end)
+
+    def first_referenced(
+        self, start: int, end: int, *, pins_only: bool = False
+    ) -> int | None:
+        """The first of these pages that has a reference; or with *pins_only* a pin."""
+        if self.memory is None:
+            return None
+        return self.memory.first_referenced(start, end, pins_only=pins_only)
+
+    async def find_reference(
+        self, start: int, end: int, *, pins_only: bool = False
+    ) -> int | None:
+        """As `first_referenced`; other tasks run meanwhile, and may put references."""
+        if self.memory is None:
+            return None
+        slices = Slices(self._superblock.loop)
+        for page in self.memory.look(start, end, pins_only=pins_only):
+            if page is not None:
+                return page
+            await slices.give()
+        return None
+
+    def _holders(self, start: int, end: int) -> list[Holder]:
+        """The holders that have locked some of these pages. A pin is not a lock."""
+        found = [] if self.memory is None else self.memory.holders_of(start, end)
+        return [one for one in found if not isinstance(one, Pinner)]
+
+    def locked(self, start: int, end: int) -> AbstractAsyncContextManager[None]:
+        """Lock these pages for a punch in an async with block, if the rules say so."""
+        locks = self._locks
+        return nullcontext() if locks is None else locks.locked(start, end)
 
     # --- getting and putting -------------------------------------------------------
 

@@ -36,22 +36,15 @@ class Put(NamedTuple):
     freed: list[FrameRun]
 
 
-class _Lot(NamedTuple):
-    """References of one holder to a page, all got between two punches.
-
-    All pages of a run have the same lot.
-    """
-
-    refs: int
-    # The page's offset in the file minus its place, both in pages.
-    shift: int
-    # Whether the page has been punched since.
-    punched: bool
-
-
+# References of one holder to a page, all got between two punches: how many; the shift,
+# which is the page's offset in the file minus its place (both in pages); and whether
+# the page has been punched since. All pages of a run have the same lot. These are plain
+# tuples: the garbage collector would follow a million of a class of their own, and
+# get-pfn would take half as long again.
+_Lot: TypeAlias = tuple[int, int, bool]
 # The frame of a punched page may become another page while there are references. The
 # oldest lot is the first.
-_Lots: TypeAlias = "tuple[_Lot, ...]"
+_Lots: TypeAlias = tuple[_Lot, ...]
 
 
 PAGES_A_STEP: Final = 512
@@ -98,7 +91,7 @@ class References:
         for offset, pfn, count, _ in extents:
             start = pfn // self._frames
             end = start + count
-            lot = _Lot(1, offset - start, False)
+            lot = 1, offset - start, False
             if count == 1:
                 ranges.set(start, end, _more(ranges.get(start), lot))
             else:
@@ -138,7 +131,8 @@ class References:
             raise os_error(errno.EINVAL)
         released = []
         for first, stop, lots in pieces:
-            if lots[0].punched:
+            _, _, punched = lots[0]
+            if punched:
                 released.append((first, stop, 1))
             if left := _fewer(lots):
                 ranges.set(first, stop, left)
@@ -190,7 +184,7 @@ class References:
         enough = sum(
             stop - first
             for first, stop, lots in pieces
-            if sum(lot.refs for lot in lots) >= number
+            if sum(refs for refs, _, _ in lots) >= number
         )
         if enough != end - start:
             raise os_error(errno.EINVAL)
@@ -296,16 +290,15 @@ class References:
     def _mark(self, ranges: RangeMap[_Lots], start: int, end: int, shift: int) -> None:
         """Mark the references of one holder to these pages as punched."""
         for first, stop, lots in ranges.clipped(start, end):
-            refs = sum(
-                lot.refs for lot in lots if lot.shift == shift and not lot.punched
+            number = sum(
+                refs for refs, at, punched in lots if at == shift and not punched
             )
-            if refs:
+            if number:
                 marked = tuple(
-                    _Lot(lot.refs, shift, True) if lot.shift == shift else lot
-                    for lot in lots
+                    (refs, at, punched or at == shift) for refs, at, punched in lots
                 )
                 ranges.set(first, stop, marked)
-                add(self._punched, first, stop, refs)
+                add(self._punched, first, stop, number)
 
     def _gone(self, puts: list[tuple[int, int, int]]) -> list[FrameRun]:
         """Subtract (start, end, refs) from the punched pages; return the free ones."""
@@ -326,7 +319,7 @@ class References:
 
 def _refers(lots: _Lots, shift: int) -> bool:
     """Whether one of *lots* is of a page with this shift, not punched since."""
-    return any(lot.shift == shift and not lot.punched for lot in lots)
+    return any(at == shift and not punched for _, at, punched in lots)
 
 
 def _more(lots: _Lots | None, lot: _Lot) -> _Lots:
@@ -334,15 +327,15 @@ def _more(lots: _Lots | None, lot: _Lot) -> _Lots:
     if not lots:
         return (lot,)
     refs, shift, punched = lots[-1]
-    if shift == lot.shift and not punched:
-        return (*lots[:-1], _Lot(refs + 1, shift, False))
+    if (shift, punched) == lot[1:]:
+        return (*lots[:-1], (refs + 1, shift, punched))
     return (*lots, lot)
 
 
 def _fewer(lots: _Lots) -> _Lots:
     """*lots* without one reference, of the oldest."""
     refs, shift, punched = lots[0]
-    return (_Lot(refs - 1, shift, punched), *lots[1:]) if refs > 1 else lots[1:]
+    return ((refs - 1, shift, punched), *lots[1:]) if refs > 1 else lots[1:]
 
 
 def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:

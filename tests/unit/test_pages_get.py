@@ -238,6 +238,19 @@ async def test_a_poisoned_page_is_not_got_before_it_is_punched(
     await world.get(holder, 0, 8)
 
 
+@pytest.mark.parametrize("order", ["before", "after", "bracket"])
+async def test_a_memory_failure_sends_the_events_of_a_punch(order: str) -> None:
+    rules = mine(V8, order=order, memory_failure="invalidate")
+    world = world_of(rules)
+    await world.get(Holder(), 0, 8)
+    listener = await world.listener()
+    await report(world.file, 3)
+    assert listener.events == [(event, 3, 4) for event in rules.events]
+    listener.events.clear()
+    await world.punch(3, 4)
+    assert listener.events == [(event, 3, 4) for event in rules.events]
+
+
 def test_the_number_is_the_kernels() -> None:
     assert EHWPOISON == 133
 
