@@ -33,12 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from inaccfs.explore import Scenario
+    from inaccfs.explore.choosing import Execution
     from inaccfs.explore.state import Step
     from inaccfs.explore.world import World
 
 _LEFT_OUT: Final = {
     # The explorer's own records: what is tracked, and what was found.
-    "Sight",
+    "Tracker",
     "State",
     "Judge",
     "Cells",
@@ -214,14 +215,14 @@ class _Guided(Chance):
         super().__init__(seed)
         self._wanted: Final = wanted
         self._look: Final = look
-        self._schedule: Schedule | None = None
+        self._schedule: Execution | None = None
         # In the end: the objects, the hash of the state, and who can go on.
         self.real: Real | None = None
         self.state: tuple[int, list[int]] | None = None
         # Before each step: who could take it.
         self.enabled: Final[list[list[int]]] = []
 
-    def begin(self, schedule: Schedule) -> None:
+    def begin(self, schedule: Execution) -> None:
         super().begin(schedule)
         self._schedule = schedule
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.explore import seen
+from inaccfs.explore import keys
 from inaccfs.explore.carriers import Ended
 from inaccfs.explore.clientpages import PagesOfFile
 from inaccfs.explore.names import frame
 from inaccfs.explore.registered import Registered
 from inaccfs.explore.schedule import SpinError
-from inaccfs.explore.seen import UntrackedError
 from inaccfs.explore.sync import LOT
+from inaccfs.explore.tracked_vm import UntrackedError
 from inaccfs.inprocess import Client
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class _Client(Client):
         schedule = explored.schedule
         for pfn, count in explored.held.items():
             if count:
-                schedule.touch(seen.references_key(pfn))
+                schedule.touch(keys.references(pfn))
         schedule.note(f"{explored.name} is disconnected")
         explored.held.clear()
         super().disconnect(why)
@@ -89,12 +89,12 @@ class ExploredClient:
         self.puts: Final[list[tuple[ExploredFile, int, int]]] = []
         schedule.state.of_key["puts", name] = self._sent
         self.puts_late: Final = puts_late
-        # How often a KVM puts each reference: see `inaccfs.explore.weaker`.
+        # How often a KVM puts each reference: see `inaccfs.explore.buggy`.
         self.puts_each = 1
         self.unregisters = True
         self.bug: Callable[[], object] = bool
         # Whether it calls get-pfn for a page next to the right one.
-        self.asks_beside = False
+        self.asks_next_page = False
         self.listen: Callable[[ExploredClient, Due], None] | None = None
         # A thread of each VM calls its callbacks.
         schedule.spawn(f"{name}.notifier", self._listen, daemon=True)
@@ -202,11 +202,11 @@ class ExploredFile(PagesOfFile):
         return None if memory is None else memory.frames.known(page, page + 1)
 
     def _page(self, page: int) -> Key:
-        return seen.page_key(self._number, page)
+        return keys.page(self._number, page)
 
     def get_pfn(self, offset: int) -> Got:
         """See `ShimFile`."""
-        if self._client.asks_beside:
+        if self._client.asks_next_page:
             return self._get_pfn(offset ^ 1)._replace(offset=offset)
         return self._get_pfn(offset)
 
@@ -218,7 +218,7 @@ class ExploredFile(PagesOfFile):
         new = known is None
         if schedule.tracks:
             if known:
-                schedule.state.meet_early(seen.references_key(known[0].pfn))
+                schedule.state.meet_early(keys.references(known[0].pfn))
             self._touch(offset, new)
         unparked, begun = loop.unparked, schedule.step
         try:
@@ -238,8 +238,8 @@ class ExploredFile(PagesOfFile):
                 schedule.touch(LOT)
             raise
         if schedule.tracks:
-            schedule.state.meet_as(seen.references_key(found.pfn), ())
-            schedule.count(seen.references_key(found.pfn))
+            schedule.state.meet_as(keys.references(found.pfn), ())
+            schedule.count(keys.references(found.pfn))
         self._pages[found.pfn] = offset
         self._client.held[found.pfn] += self._keeps
         schedule.note(f"gets frame {frame(found.pfn)}" + (", a new one" if new else ""))
@@ -250,7 +250,7 @@ class ExploredFile(PagesOfFile):
         schedule = self._schedule
         schedule.touch(self._page(page), new)
         if self._freezes:
-            schedule.touch(seen.frozen_key(self._number), False)
+            schedule.touch(keys.frozen(self._number), False)
         if self._locked:
             schedule.touch(LOT)
 
@@ -285,9 +285,9 @@ class ExploredFile(PagesOfFile):
             # A put of a present page only counts. The last put of a page that was
             # removed frees its frame.
             if known and known[0].pfn == pfn:
-                schedule.count(seen.references_key(pfn))
+                schedule.count(keys.references(pfn))
             else:
-                schedule.touch(seen.references_key(pfn))
+                schedule.touch(keys.references(pfn))
             if self._locked:
                 schedule.touch(LOT)
         self._client.held[pfn] -= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from inaccfs.explore import seen
+from inaccfs.explore import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -49,7 +49,7 @@ class PagesOfFile:
         for extent in found:
             for index in range(extent.count):
                 if schedule.tracks:
-                    key = seen.references_key(extent.pfn + index)
+                    key = keys.references(extent.pfn + index)
                     schedule.state.meet_as(key, ())
                 self._pages[extent.pfn + index] = extent.offset + index
         self._count(found, 1)
@@ -61,9 +61,7 @@ class PagesOfFile:
         self._client.connected()
         for extent in extents:
             for pfn in range(extent.pfn, extent.pfn + extent.count):
-                self._schedule.touch(
-                    seen.page_key(self._number, self._pages[pfn]), False
-                )
+                self._schedule.touch(keys.page(self._number, self._pages[pfn]), False)
         self._count(extents, -1)
         self._file.unpin_pages(extents)
 
@@ -71,11 +69,11 @@ class PagesOfFile:
         """This step gets pages, and fills holes."""
         schedule = self._schedule
         if schedule.tracks:
-            schedule.touch(seen.frozen_key(self._number), False)
+            schedule.touch(keys.frozen(self._number), False)
             for page in range(offset, offset + count):
-                schedule.touch(seen.page_key(self._number, page))
+                schedule.touch(keys.page(self._number, page))
                 for extent in self._known(page) or []:
-                    schedule.state.meet_early(seen.references_key(extent.pfn))
+                    schedule.state.meet_early(keys.references(extent.pfn))
 
     def _count(self, extents: Iterable[ShimRun], more: int) -> None:
         """Count pins of the client: *more* is 1 or -1."""
@@ -84,7 +82,7 @@ class PagesOfFile:
             for pfn in range(extent.pfn, extent.pfn + extent.count):
                 self._client.held[pfn] += more
                 if schedule.runs:
-                    schedule.touch(seen.references_key(pfn))
+                    schedule.touch(keys.references(pfn))
 
     def populate(
         self,

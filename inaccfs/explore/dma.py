@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs.explore import seen
+from inaccfs.explore import keys
 from inaccfs.explore.memory import GuestBytes
 from inaccfs.explore.names import frame
 from inaccfs.iommu import Iommu
@@ -65,8 +65,8 @@ class DeviceBytes(GuestBytes):
     def _reach(self, place: Place, *, write: bool) -> tuple[int, int]:
         file, page = super()._reach(place, write=write)
         if self._schedule.runs:
-            self._schedule.touch(seen.page_key(file, page), False)
-            self._schedule.touch(seen.kind_key(file, page), False)
+            self._schedule.touch(keys.page(file, page), False)
+            self._schedule.touch(keys.kind(file, page), False)
         memory = self.file.pages.memory
         known = None if memory is None else memory.frames.known(page, page + 1)
         now = known[0].pfn if known else None
@@ -101,7 +101,7 @@ class ExploredIommu(Iommu):
         # `DeviceBytes` finds stale entries.
         io.__dict__["stale_entry"] = lambda _: None
         io.__dict__["count"] = lambda **_: None
-        schedule.state.beside.append(self._state)
+        schedule.state.untracked.append(self._state)
 
     def _state(self) -> Hashable:
         io = self._io

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
+from inaccfs.explore.buggy import KVMS
 from inaccfs.explore.names import STAMP
-from inaccfs.explore.seen import UntrackedError
-from inaccfs.explore.weaker import KVMS
+from inaccfs.explore.tracked_vm import UntrackedError
 from inaccfs.kvm import MemoryFaultExit, MmioExit
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
