@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.explore import keys
+from inaccfs.explore.guard import GuardError
 from inaccfs.explore.memory import GuestBytes
 from inaccfs.explore.names import frame
 from inaccfs.iommu import Iommu
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from inaccfs.explore.client import ExploredClient
     from inaccfs.explore.schedule import Schedule
-    from inaccfs.iommu.area import Entry
+    from inaccfs.iommu.area import Area, Entry
     from inaccfs.kvm.memory import Place
     from inaccfs.shim.file import InaccessibleFile
 
@@ -92,6 +93,20 @@ class ExploredIommu(Iommu):
 
     client: ExploredClient
     entries: _Entries
+
+    def map_file(self, fd: int, iova: int, size: int, offset: int = 0) -> Area:
+        """See `Iommu.map_file`. For `setup`: devices read the areas without a lock."""
+        self._check_setup("map_file")
+        return super().map_file(fd, iova, size, offset)
+
+    def unmap(self, iova: int, size: int) -> int:
+        """See `Iommu.unmap`. For `setup`, too."""
+        self._check_setup("unmap")
+        return super().unmap(iova, size)
+
+    def _check_setup(self, name: str) -> None:
+        if self.client.schedule.runs:
+            raise GuardError(f"an actor calls {name}(), which is for setup()")
 
     def watch(self, schedule: Schedule, number: int) -> None:
         """Track what its devices and callbacks share. It has no areas yet."""
