@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
-    from inaccfs.explore.client import ExploredFile
     from inaccfs.explore.dma import ExploredIommu
+    from inaccfs.explore.file import ExploredFile
     from inaccfs.explore.vm import ExploredVM
     from inaccfs.explore.world import World
     from inaccfs.iommu import Device, Learns

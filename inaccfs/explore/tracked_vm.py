@@ -238,13 +238,6 @@ class Backing(BackingFile):
             _refuse(self, name)
         object.__setattr__(self, name, value)
 
-    def reach(self, end: int) -> None:
-        """See `BackingFile.reach`. The window ends where the file does."""
-        tracker = self._tracker
-        if tracker.schedule.tracks:
-            tracker.schedule.touch(keys.size(tracker.files[self.ino]), False)
-        super().reach(end)
-
     @property
     def window(self) -> mmap.mmap | None:
         """See `BackingFile`."""
@@ -255,6 +248,9 @@ class Backing(BackingFile):
     @window.setter
     def window(self, value: mmap.mmap | None) -> None:
         tracker = self._tracker
+        if value is not None and tracker.schedule.tracks:
+            # It ends where the file does.
+            tracker.schedule.touch(keys.size(tracker.files[self.ino]), False)
         if value is not self.__dict__["window"]:
             tracker.write("window", tracker.files[self.ino])
         tracker.windows[id(value)] = tracker.files[self.ino]
