@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-import trio.testing
 
 from inaccfs import syscalls
 from inaccfs.fuse import wire
