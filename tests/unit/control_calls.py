@@ -1,14 +1,15 @@
-"""What tests of the control socket share: a fallocate(2), and peers with notifiers."""
+"""What tests of the control socket share: a fallocate(2), notified peers, frames."""
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
 from tests.unit import fakes
-from tests.unit.control_fakes import PAGE, Control, Peer
+from tests.unit.control_fakes import BASE, PAGE, Control, Peer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,3 +43,13 @@ async def notified(
         peers += [await nursery.start(one) for _ in range(count)]
         yield node, peers
         leave.set()
+
+
+def apart(control: Control, pages: int, name: str = "guest") -> None:
+    """A file whose frames are not contiguous: each page is an extent."""
+    node = control.make(name, pages)
+    assert node.file is not None or control.namespace.opens.open(node, os.O_RDWR)
+    assert node.file is not None
+    memory = node.file.pages.memory_of(0, 1)
+    frames = memory.frames
+    frames.at = {page: BASE + 7 * pages - 3 * page for page in range(pages)}  # type: ignore[attr-defined] # a fake
