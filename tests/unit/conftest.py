@@ -20,6 +20,7 @@ from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.semantics import V8
 from inaccfs.shim.superblock import Superblock
+from tests.unit.aio_calls import connected
 from tests.unit.allocator_fakes import Stuck, StuckInUndoing, Worker, Working, working
 from tests.unit.client_fakes import FakeDaemon, Peer, no_fds_leak
 from tests.unit.control_fakes import Control, controlling
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from inaccfs.backing.root import Backing
-    from inaccfs.client import Client
+    from inaccfs.client import Client, aio
 
 # The same examples in each run: only a change of the code can make a test fail.
 settings.register_profile(
@@ -142,6 +143,13 @@ def shim(daemon: FakeDaemon) -> Iterator[Client]:
 def peer(daemon: FakeDaemon, shim: Client) -> Peer:
     """The daemon's end of the commands' connection."""
     return daemon.peer()
+
+
+@pytest.fixture
+async def both(daemon: FakeDaemon) -> AsyncIterator[tuple[aio.Client, Peer]]:
+    """A client of trio, and the daemon's end of its connection."""
+    async with connected(daemon) as made:
+        yield made
 
 
 @pytest.fixture
