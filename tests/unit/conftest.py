@@ -23,6 +23,7 @@ from inaccfs.shim.superblock import Superblock
 from tests.unit.aio_calls import connected
 from tests.unit.allocator_fakes import Stuck, StuckInUndoing, Worker, Working, working
 from tests.unit.client_fakes import FakeDaemon, Peer, no_fds_leak
+from tests.unit.client_talks import Talk
 from tests.unit.control_fakes import Control, controlling
 from tests.unit.fakes import BlockedAllocator, World, serving
 from tests.unit.pages_fakes import assert_no_strays
@@ -143,6 +144,11 @@ def shim(daemon: FakeDaemon) -> Iterator[Client]:
 def peer(daemon: FakeDaemon, shim: Client) -> Peer:
     """The daemon's end of the commands' connection."""
     return daemon.peer()
+
+
+@pytest.fixture
+def talk() -> Talk:
+    return Talk()
 
 
 @pytest.fixture
