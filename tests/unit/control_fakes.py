@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from inaccfs.control.limits import Policy
     from inaccfs.fuse.nodes import Node
     from inaccfs.semantics import Semantics
+
 Answer = dict[str, Any]
 
 PAGE = 4096
@@ -299,6 +300,40 @@ class DirectHelper(Helper):
             return Received(len(data), fd, foreign=False, closing=None)
         os.close(fd)
         return Received(len(data), -1, foreign=True, closing=None)
+
+
+class Hanging:
+    """A close that ends when the test lets it end."""
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+
+    async def wait(self) -> None:
+        await self.ended.wait()
+
+
+class HangingHelper(DirectHelper):
+    """Counts the calls; the close of a foreign fd hangs until a test ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[int] = []
+        self.closings: list[Hanging] = []
+        self.hangs = False
+        self.fails: OSError | None = None
+
+    async def receive_fd(
+        self, connection: socket.socket, wanted: int, device: str
+    ) -> Received:
+        await trio.lowlevel.checkpoint()
+        if self.fails is not None:
+            raise self.fails
+        received = await super().receive_fd(connection, wanted, device)
+        self.reads.append(received.size)
+        if received.foreign and self.hangs:
+            self.closings.append(Hanging())
+            received = received._replace(closing=self.closings[-1])  # type: ignore[arg-type] # waits like one
+        return received
 
 
 @asynccontextmanager
