@@ -9,7 +9,8 @@ from inaccfs.explore.search import execute
 from inaccfs.explore.states import States
 
 if TYPE_CHECKING:
-    from inaccfs.explore.schedule import Schedule, Violation
+    from inaccfs.explore.choosing import Execution
+    from inaccfs.explore.schedule import Violation
     from inaccfs.explore.search import Case
     from inaccfs.explore.state import Step
 
@@ -44,10 +45,10 @@ class _Watched(Chance):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self._schedule: Schedule | None = None
+        self._schedule: Execution | None = None
         self.states: list[int] = []
 
-    def begin(self, schedule: Schedule) -> None:
+    def begin(self, schedule: Execution) -> None:
         super().begin(schedule)
         self._schedule, self.states = schedule, []
 
@@ -57,17 +58,13 @@ class _Watched(Chance):
         return super().choose(depth, enabled, current)
 
 
-def check(case: Case, samples: int, *, by_lock: bool = False, seed: int = 1) -> Checked:
-    """Search to the end; then draw schedules at random, and compare.
-
-    With *by_lock* any two critical sections of one lock conflict, so that the search
-    does not depend on the tracking of what they touch.
-    """
+def check(case: Case, samples: int, *, seed: int = 1) -> Checked:
+    """Search to the end; then draw schedules at random, and compare."""
     search = States()
     kinds: set[str] = set()
     schedules = 0
     while True:
-        kinds |= _kinds(execute(case, search, by_lock=by_lock).violations)
+        kinds |= _kinds(execute(case, search).violations)
         schedules += 1
         if not search.advance():
             break
@@ -82,7 +79,7 @@ def check(case: Case, samples: int, *, by_lock: bool = False, seed: int = 1) -> 
     unlike: list[str] = []
     by_chance: set[str] = set()
     for _ in range(samples):
-        by_chance |= _kinds(execute(case, chance, by_lock=by_lock).violations)
+        by_chance |= _kinds(execute(case, chance).violations)
         hit.update(chance.states)
         if not search.visited.keys() >= set(chance.states):
             missed.append([step.actor for step in chance.steps])

@@ -16,7 +16,6 @@ import os
 import random
 import types
 from collections import deque
-from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -33,12 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from inaccfs.explore import Scenario
+    from inaccfs.explore.choosing import Execution
     from inaccfs.explore.state import Step
     from inaccfs.explore.world import World
 
 _LEFT_OUT: Final = {
     # The explorer's own records: what is tracked, and what was found.
-    "Sight",
+    "Tracker",
     "State",
     "Judge",
     "Cells",
@@ -59,8 +59,10 @@ _NAMES_LEFT_OUT: Final = {
     "since",
     # Numbers of fds, which depend on what was opened before.
     *("_fd", "fd", "private_fd"),
-    # When an event was sent, and the call that caused it: for traces.
-    *("_cause",),
+    # Numbers of inodes, which differ from one execution to the next.
+    *("ino", "key", "numbers"),
+    # The call that caused an event: for traces.
+    "_cause",
     # Looked up when it is needed.
     "_size_limit",
     # A callback that was put in place at the start of the last event.
@@ -86,9 +88,6 @@ class Real:
     """A copy of everything that can be reached from a world, to be compared."""
 
     def __init__(self, world: World) -> None:
-        self._inos: Final = {
-            os.fstat(fd).st_ino: number for number, fd in enumerate(world.files.fds)
-        }
         self._seen: Final[dict[int, int]] = {}
         # Objects must not be freed while their id() is remembered.
         self._kept: Final[list[object]] = []
@@ -121,7 +120,8 @@ class Real:
             found: Hashable = one
             return found
         if kind is int:
-            return ("file", self._inos[one]) if one in self._inos else one
+            number: int = one
+            return number
         if kind in (range, slice) or isinstance(one, type | Enum):
             return repr(one)
         if isinstance(one, Schedule | types.ModuleType) or callable(one):
@@ -134,9 +134,9 @@ class Real:
             return tuple(map(self._of, one))
         if isinstance(one, bytearray | memoryview):
             return bytes(one)
-        number = self._seen.get(id(one))
-        if number is not None:
-            return "again", number
+        again = self._seen.get(id(one))
+        if again is not None:
+            return "again", again
         self._seen[id(one)] = len(self._seen)
         self._kept.append(one)
         return kind.__name__, self._items(one), self._attributes(one)
@@ -144,11 +144,13 @@ class Real:
     def _items(self, one: Any) -> Hashable:
         if isinstance(one, dict):
             # A count of 0 is as good as none.
-            items = [(key, value) for key, value in dict.items(one) if value != 0]
+            items = [
+                (self._of(key), value) for key, value in dict.items(one) if value != 0
+            ]
             # Otherwise the order of insertion is a part of the state.
-            with suppress(TypeError):
-                items.sort()
-            return tuple((self._of(key), self._of(value)) for key, value in items)
+            if all(isinstance(key, int | str | tuple) for key in dict.keys(one)):
+                items.sort(key=lambda item: repr(item[0]))
+            return tuple((key, self._of(value)) for key, value in items)
         if isinstance(one, set | frozenset):
             try:
                 return tuple(map(self._of, sorted(one)))
@@ -165,7 +167,9 @@ class Real:
         if isinstance(one, Mutex):
             return self._of(one.owner)
         for name, value in sorted(getattr(one, "__dict__", {}).items()):
-            found.append((name, value))
+            # By st_dev and st_ino.
+            by_inode = name == "_files" and isinstance(value, dict)
+            found.append((name, list(value.values()) if by_inode else value))
         for kind in type(one).__mro__:
             slots = vars(kind).get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
@@ -214,14 +218,14 @@ class _Guided(Chance):
         super().__init__(seed)
         self._wanted: Final = wanted
         self._look: Final = look
-        self._schedule: Schedule | None = None
+        self._schedule: Execution | None = None
         # In the end: the objects, the hash of the state, and who can go on.
         self.real: Real | None = None
         self.state: tuple[int, list[int]] | None = None
         # Before each step: who could take it.
         self.enabled: Final[list[list[int]]] = []
 
-    def begin(self, schedule: Schedule) -> None:
+    def begin(self, schedule: Execution) -> None:
         super().begin(schedule)
         self._schedule = schedule
 

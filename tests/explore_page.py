@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import inaccfs
-from inaccfs.explore.inplace import IN_PLACE
 from inaccfs.explore.load import versions
+from inaccfs.explore.proposals import IN_PLACE
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import Case, Limits, explore
 

@@ -17,8 +17,8 @@ from inaccfs.cli.commandwords import TYPED
 from inaccfs.cli.kvmprobe import AGAINST
 from inaccfs.cli.mountoptions import PFN_SOURCES
 from inaccfs.experiments import catalogue
+from inaccfs.explore.buggy import KVMS
 from inaccfs.explore.scenarios import SCENARIOS
-from inaccfs.explore.weaker import KVMS
 from inaccfs.fuse import finding
 from inaccfs.probe.naming import NAMES
 from inaccfs.semantics import VERSIONS

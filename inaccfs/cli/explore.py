@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from inaccfs.explore.buggy import KVMS
     from inaccfs.explore.scenarios import SCENARIOS
-    from inaccfs.explore.weaker import KVMS
 
     given = [args.semantics, args.seconds, args.all, args.replay, args.trace]
     if any(given) or args.preemptions is not None or args.kvm != "kvm":
@@ -219,7 +219,7 @@ def _search(
             exploreshow.say_rows(
                 [exploreshow.as_row(name, outcome, label) for name, outcome in rows]
             )
-    _show_vain(rows, args)
+    _show_always_refused(rows, args)
     if len(cases) == 1:
         exploreshow.show_found(rows[0][1], args)
     elif not (args.json or limits.stop()) and any(one.found for _, one in rows):
@@ -235,11 +235,13 @@ def _show_refused(name: str, why: RefusedError, table: Table | None) -> None:
         output.say(table.refused(name, why.reason))
 
 
-def _show_vain(rows: Sequence[tuple[str, Outcome]], args: argparse.Namespace) -> None:
+def _show_always_refused(
+    rows: Sequence[tuple[str, Outcome]], args: argparse.Namespace
+) -> None:
     """Calls that are refused in all schedules: nothing after them was tried."""
     found: dict[str, list[str]] = {}
     for name, outcome in rows:
-        for call, why in outcome.calls.vain.items():
+        for call, why in outcome.calls.always_refused.items():
             found.setdefault(f"always refused: {call}: {why}", []).append(name)
     for text, names in found.items():
         line = text if len(rows) == 1 else f"{text} ({', '.join(names)})"

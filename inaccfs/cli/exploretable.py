@@ -47,7 +47,7 @@ class Table:
         verdict = ", ".join(outcome.kinds) or (
             "clean" if outcome.complete else "clean so far"
         )
-        if outcome.calls.vain:
+        if outcome.calls.always_refused:
             verdict += ", but calls are always refused"
         if (same := outcome.case.semantics.name) != name:
             verdict += f" (as {same})"

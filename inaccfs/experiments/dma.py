@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs import errnos
 from inaccfs.experiments.lab import HUGE_ONLY, LOCKED, Experiment
 from inaccfs.experiments.parts import SIMULATED, add_slot, punch
-from inaccfs.explore.inplace import Dma, DmaPunch
+from inaccfs.explore.proposals import Dma, DmaPunch
 from inaccfs.explore.search import Case, Limits, explore
 from inaccfs.iommu import GETS_EVENTS, WAYS, Iommu
 from inaccfs.kvm import VM

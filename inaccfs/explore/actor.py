@@ -29,7 +29,7 @@ class Actor:
             "known",
             "label",
             "late",
-            "lates",
+            "timeout",
             "made",
         ),
         *("name", "ready", "thread", "wants"),
@@ -53,7 +53,7 @@ class Actor:
         self.wants: Key = None
         # When its wait may time out: "" never, "last" if no other actor can take a
         # step, "any" at any time.
-        self.lates = ""
+        self.timeout = ""
         # Its last wait has timed out.
         self.late = False
         self.thread: Thread | None = None

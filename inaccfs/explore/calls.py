@@ -43,7 +43,7 @@ class Calls:
         self._refused.update(other._refused)
 
     @property
-    def vain(self) -> dict[str, str]:
+    def always_refused(self) -> dict[str, str]:
         """The calls that were made and never granted, each with a reason."""
         return {
             str(call): why

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from inaccfs.errors import starting_thread
-from inaccfs.explore.unseen import guarded
+from inaccfs.explore.guard import guarded
 
 try:
     greenlet: Any = import_module("greenlet")

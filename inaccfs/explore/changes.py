@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs.explore import seen
+from inaccfs.explore import keys
 from inaccfs.explore.files import Sizes, check_size
 from inaccfs.explore.names import MOST_PAGES, frame
 from inaccfs.explore.sync import LOT
@@ -69,9 +69,9 @@ class Changes:
         end = min(end, MOST_PAGES)
         self._look(number, range(first, end), length)
         if not punches:
-            schedule.touch(seen.size_key(number), False)
+            schedule.touch(keys.size(number), False)
             if end > self._files.sizes[number].most:
-                schedule.touch(seen.size_key(number))
+                schedule.touch(keys.size(number))
                 self._files.sizes[number] = self._files.sizes[number]._replace(most=end)
             self._mount.fallocate(fd, mode, offset, length)
             return
@@ -101,7 +101,7 @@ class Changes:
             del self.punches[me]
             schedule.touch(("punching", number))
             for page, begun in mine.begun.items():
-                schedule.touch(seen.cell_key(number, page))
+                schedule.touch(keys.cell(number, page))
                 end_one(number, page, begun)
             # Pages of another punch are judged when that ends.
             for other in self.punches.values():
@@ -109,7 +109,7 @@ class Changes:
                     other.left.update(removed.intersection(other.pages))
                     removed.difference_update(other.pages)
             for page in removed:
-                schedule.touch(seen.page_key(number, page), False)
+                schedule.touch(keys.page(number, page), False)
             if removed:
                 self._judge.mappings(fd, removed, f"the {what} {has}")
 
@@ -127,7 +127,7 @@ class Changes:
             if not (private or vm.shared_in_file) and gfn in vm.places
         ]
         for place in lost:
-            self._schedule.touch(seen.cell_key(*place))
+            self._schedule.touch(keys.cell(*place))
         begun = [self._cells.punch_begins(*place) for place in lost]
         end_one = self._cells.punch_fails
         try:
@@ -135,7 +135,7 @@ class Changes:
             end_one = self._cells.punch_ends
         finally:
             for place, number in zip(lost, begun, strict=True):
-                self._schedule.touch(seen.cell_key(*place))
+                self._schedule.touch(keys.cell(*place))
                 end_one(*place, number)
 
     def _look(self, number: int, pages: range, length: int) -> None:
@@ -144,19 +144,19 @@ class Changes:
         notifiers = len(inode.notifiers)
         if not schedule.tracks:
             return
-        schedule.touch(seen.frozen_key(number), False)
+        schedule.touch(keys.frozen(number), False)
         if self._mount.semantics.past_end == "refused":
-            schedule.touch(seen.size_key(number), False)
+            schedule.touch(keys.size(number), False)
         schedule.touch(("punching", number))
         if not notifiers:
             # Whether any page has been fetched.
-            schedule.touch(seen.size_key(number), False)
+            schedule.touch(keys.size(number), False)
             for page in range(max(pages.stop, self._files.sizes[number].most)):
-                schedule.touch(seen.page_key(number, page), False)
+                schedule.touch(keys.page(number, page), False)
             if length <= inode._fast_limit:
                 # The file is changed at once, without a call of `_on_change`.
                 for page in pages:
-                    schedule.touch(seen.page_key(number, page))
+                    schedule.touch(keys.page(number, page))
         if self._mount.semantics.locks_pages:
             schedule.touch(LOT)
 
@@ -166,11 +166,11 @@ class Changes:
         schedule = self._schedule
         schedule.point(f"ftruncate to {pages} pages")
         number = self._files.number(fd)
-        schedule.touch(seen.size_key(number))
+        schedule.touch(keys.size(number))
         before = self._files.sizes[number]
         most = max(pages, before.most)
         for page in range(most):
-            schedule.touch(seen.page_key(number, page))
+            schedule.touch(keys.page(number, page))
         # Pages past a new end go at any time from now on.
         least = min(pages, before.least) if schedule.runs else pages
         mine = self._files.sizes[number] = Sizes(most, least)
@@ -183,16 +183,16 @@ class Changes:
             raise
         finally:
             # By now it may be a later step.
-            schedule.touch(seen.size_key(number))
+            schedule.touch(keys.size(number))
 
     def memory_failure(self, vm: ExploredVM, fd: int, page: int) -> None:
         """Call memory-failure; note an error in the schedule."""
         schedule, what = self._schedule, "memory-failure of page {}"
         schedule.point(what.format(page))
         number = self._files.number(fd)
-        schedule.touch(seen.size_key(number), False)
+        schedule.touch(keys.size(number), False)
         for each in range(self._files.sizes[number].most):
-            schedule.touch(seen.page_key(number, each))
+            schedule.touch(keys.page(number, each))
         vm.client.connected()
         memory = self._mount.inode(fd).pages.memory
         known = memory and memory.frames.known(page, page + 1)
@@ -239,7 +239,7 @@ class Changes:
         schedule, number = self._schedule, self._files.number(fd)
         schedule.point("freezes the file")
         user.client.connected()
-        schedule.touch(seen.frozen_key(number), False)
+        schedule.touch(keys.frozen(number), False)
         try:
             file = user.client.client.file(fd)
             file.freeze()
@@ -256,7 +256,7 @@ class Changes:
                 "changed-frozen",
                 f"file {number} has other pages than when it was frozen",
             )
-        schedule.touch(seen.frozen_key(number), False)
+        schedule.touch(keys.frozen(number), False)
         try:
             file.unfreeze()
         except ConnectionError as exc:
@@ -266,9 +266,9 @@ class Changes:
     def _present(self, number: int) -> Hashable:
         """The pages of a file that have memory."""
         inode, schedule = self._files.inodes[number], self._schedule
-        schedule.touch(seen.size_key(number), False)
+        schedule.touch(keys.size(number), False)
         for page in range(self._files.sizes[number].most):
-            schedule.touch(seen.page_key(number, page), False)
+            schedule.touch(keys.page(number, page), False)
         memory = inode.pages.memory
         extents = () if memory is None else tuple(memory.frames.extents())
         return os.fstat(inode.fd).st_blocks, extents
@@ -282,20 +282,20 @@ class Changes:
         removes = punch is not None
         schedule.point("removes the pages" if removes else "allocates the pages")
         number = self._files.number(fd)
-        schedule.touch(seen.frozen_key(number), False)
+        schedule.touch(keys.frozen(number), False)
         first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
         end = min(end, MOST_PAGES)
         memory = self._mount.inode(fd).pages.memory
         if punch is not None and punch.what == "truncation":
-            schedule.touch(seen.size_key(number))
+            schedule.touch(keys.size(number))
         for page in range(first, end):
-            schedule.touch(seen.page_key(number, page))
+            schedule.touch(keys.page(number, page))
             if punch is not None:
-                schedule.touch(seen.cell_key(number, page))
+                schedule.touch(keys.cell(number, page))
                 punch.begun[page] = self._cells.punch_begins(number, page)
         if removes and memory is not None:
             for extent in memory.extents_in(first, end):
                 for at in range(extent.count):
                     pfn = extent.pfn + at
-                    schedule.touch(seen.references_key(pfn))
+                    schedule.touch(keys.references(pfn))
                     schedule.note(f"page {extent.offset + at} goes, frame {frame(pfn)}")

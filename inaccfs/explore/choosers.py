@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, ClassVar, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from inaccfs.explore.choosing import UnstableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inaccfs.explore.schedule import Schedule
+    from inaccfs.explore.choosing import Execution
     from inaccfs.explore.state import Key, Step
-
-_N = TypeVar("_N", bound="Node")
-
 
 _MOST_CHANGES: Final = 3
 
@@ -41,8 +38,8 @@ class Chance:
         self._priorities: dict[int, float] = {}
         self._changes: set[int] = set()
 
-    def begin(self, schedule: Schedule) -> None:
-        """A schedule begins."""
+    def begin(self, schedule: Execution) -> None:
+        """See `Chooser`."""
         self.steps = []
         self._by_step = not self._by_step
         if self._by_step:
@@ -75,16 +72,26 @@ class Chance:
         """See `Chooser`."""
 
     def advance(self) -> bool:
-        """Prepare the next schedule; False if there is none."""
+        """See `Chooser`. There is always one more."""
         return True
 
 
-class Replay(Chance):
+class Replay:
     """Repeats one schedule; after it, each actor runs for as long as it can."""
 
+    compares: ClassVar[bool] = False
+
     def __init__(self, wanted: Sequence[int]) -> None:
-        super().__init__()
         self._wanted: Final = wanted
+        self.steps: list[Step] = []
+
+    def begin(self, schedule: Execution) -> None:
+        """See `Chooser`."""
+        self.steps = []
+
+    def ahead(self) -> Sequence[Step]:
+        """See `Chooser`."""
+        return ()
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
         """See `Chooser`. Raises `UnstableError`."""
@@ -98,8 +105,19 @@ class Replay(Chance):
             )
         return actor
 
+    def record(self, step: Step) -> None:
+        """See `Chooser`."""
+        self.steps.append(step)
 
-class Node:
+    def end(self) -> None:
+        """See `Chooser`."""
+
+    def advance(self) -> bool:
+        """See `Chooser`. There is one schedule."""
+        return False
+
+
+class _Node:
     """A step of the current schedule, and the actors still to be tried there."""
 
     __slots__ = ("chosen", "enabled", "left", "preemptions", "previous", "step")
@@ -109,30 +127,34 @@ class Node:
         self.chosen = chosen
         self.left: Final = left
         self.step: Step | None = None
-        # Used by `Bounded`.
         self.preemptions = 0
+        # The actor that could have gone on, or -1.
         self.previous = -1
 
 
-class Tree(Generic[_N]):
-    """Tries schedules depth first."""
+class Bounded:
+    """All schedules with at most *bound* switches from an actor that could go on.
+
+    It tries them depth first.
+    """
 
     compares: ClassVar[bool] = True
 
-    def __init__(self) -> None:
-        self.stack: Final[list[_N]] = []
+    def __init__(self, bound: int) -> None:
+        self._bound: Final = bound
+        self._stack: Final[list[_Node]] = []
         self._depth = 0
-        self._schedule: Schedule | None = None
+        self._schedule: Execution | None = None
 
-    def begin(self, schedule: Schedule) -> None:
-        """A schedule begins."""
+    def begin(self, schedule: Execution) -> None:
+        """See `Chooser`."""
         self._depth = 0
         self._schedule = schedule
 
     @property
     def steps(self) -> list[Step]:
-        """The steps of the last schedule."""
-        return [node.step for node in self.stack if node.step is not None]
+        """See `Chooser`."""
+        return [node.step for node in self._stack if node.step is not None]
 
     def ahead(self) -> Sequence[Step]:
         """See `Chooser`. Nothing: `record` gets each step."""
@@ -140,26 +162,32 @@ class Tree(Generic[_N]):
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
         """See `Chooser`. Raises `UnstableError`."""
-        if depth < len(self.stack):
-            node = self.stack[depth]
-            if node.enabled != enabled:
-                raise UnstableError(
-                    f"before step {depth + 1} not the same actors can go on as the "
-                    "time before"
-                )
-            return node.chosen
-        made = self._node(enabled, current)
-        if made is None:
-            return None
-        self.stack.append(made)
-        return made.chosen
+        if depth == len(self._stack):
+            self._stack.append(self._node(enabled, current))
+        node = self._stack[depth]
+        if node.enabled != enabled:
+            raise UnstableError(
+                f"before step {depth + 1} not the same actors can go on as the "
+                "time before"
+            )
+        return node.chosen
 
-    def _node(self, enabled: list[int], current: int) -> _N | None:
-        raise NotImplementedError
+    def _node(self, enabled: list[int], current: int) -> _Node:
+        stays = current in enabled
+        node = _Node(enabled, current if stays else enabled[0], [])
+        if self._stack:
+            last = self._stack[-1]
+            node.preemptions = last.preemptions + (
+                last.previous >= 0 and last.chosen != last.previous
+            )
+        node.previous = current if stays else -1
+        if not stays or node.preemptions < self._bound:
+            node.left.extend(each for each in enabled if each != node.chosen)
+        return node
 
     def record(self, step: Step) -> None:
         """See `Chooser`. Raises `UnstableError`."""
-        node = self.stack[self._depth]
+        node = self._stack[self._depth]
         self._depth += 1
         if node.step is None:
             node.step = step
@@ -174,36 +202,15 @@ class Tree(Generic[_N]):
         """See `Chooser`."""
 
     def advance(self) -> bool:
-        """Prepare the next schedule; False if there is none."""
-        while self.stack:
-            node = self.stack[-1]
+        """See `Chooser`."""
+        while self._stack:
+            node = self._stack[-1]
             if node.left:
                 node.chosen = node.left.pop(0)
                 node.step = None
                 return True
-            self.stack.pop()
+            self._stack.pop()
         return False
-
-
-class Bounded(Tree[Node]):
-    """All schedules with at most *bound* switches from an actor that could go on."""
-
-    def __init__(self, bound: int) -> None:
-        super().__init__()
-        self._bound: Final = bound
-
-    def _node(self, enabled: list[int], current: int) -> Node:
-        stays = current in enabled
-        node = Node(enabled, current if stays else enabled[0], [])
-        if self.stack:
-            last = self.stack[-1]
-            node.preemptions = last.preemptions + (
-                last.previous >= 0 and last.chosen != last.previous
-            )
-        node.previous = current if stays else -1
-        if not stays or node.preemptions < self._bound:
-            node.left.extend(each for each in enabled if each != node.chosen)
-        return node
 
 
 def difference(one: Step, other: Step) -> str:

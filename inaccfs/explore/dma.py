@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs.explore import seen
+from inaccfs.explore import keys
+from inaccfs.explore.guard import GuardError
 from inaccfs.explore.memory import GuestBytes
 from inaccfs.explore.names import frame
 from inaccfs.iommu import Iommu
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from inaccfs.explore.client import ExploredClient
     from inaccfs.explore.schedule import Schedule
-    from inaccfs.iommu.area import Entry
+    from inaccfs.iommu.area import Area, Entry
     from inaccfs.kvm.memory import Place
     from inaccfs.shim.file import InaccessibleFile
 
@@ -65,8 +66,8 @@ class DeviceBytes(GuestBytes):
     def _reach(self, place: Place, *, write: bool) -> tuple[int, int]:
         file, page = super()._reach(place, write=write)
         if self._schedule.runs:
-            self._schedule.touch(seen.page_key(file, page), False)
-            self._schedule.touch(seen.kind_key(file, page), False)
+            self._schedule.touch(keys.page(file, page), False)
+            self._schedule.touch(keys.kind(file, page), False)
         memory = self.file.pages.memory
         known = None if memory is None else memory.frames.known(page, page + 1)
         now = known[0].pfn if known else None
@@ -93,6 +94,20 @@ class ExploredIommu(Iommu):
     client: ExploredClient
     entries: _Entries
 
+    def map_file(self, fd: int, iova: int, size: int, offset: int = 0) -> Area:
+        """See `Iommu.map_file`. For `setup`: devices read the areas without a lock."""
+        self._check_setup("map_file")
+        return super().map_file(fd, iova, size, offset)
+
+    def unmap(self, iova: int, size: int) -> int:
+        """See `Iommu.unmap`. For `setup`, too."""
+        self._check_setup("unmap")
+        return super().unmap(iova, size)
+
+    def _check_setup(self, name: str) -> None:
+        if self.client.schedule.runs:
+            raise GuardError(f"an actor calls {name}(), which is for setup()")
+
     def watch(self, schedule: Schedule, number: int) -> None:
         """Track what its devices and callbacks share. It has no areas yet."""
         io = self._io
@@ -101,7 +116,7 @@ class ExploredIommu(Iommu):
         # `DeviceBytes` finds stale entries.
         io.__dict__["stale_entry"] = lambda _: None
         io.__dict__["count"] = lambda **_: None
-        schedule.state.beside.append(self._state)
+        schedule.state.untracked.append(self._state)
 
     def _state(self) -> Hashable:
         io = self._io

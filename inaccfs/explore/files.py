@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs.explore import seen
+from inaccfs.explore import keys
 from inaccfs.explore.names import MOST_PAGES
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Files:
 
     def always_had(self, file: int) -> int:
         """How many pages a file has had since the actors began."""
-        self._schedule.touch(seen.size_key(file), False)
+        self._schedule.touch(keys.size(file), False)
         return self.sizes[file].least
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from inaccfs.errors import OptionError
+from inaccfs.explore.buggy import KVMS
 from inaccfs.explore.scenario import Scenario
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import ScenarioError
-from inaccfs.explore.weaker import KVMS
-from inaccfs.semantics import V8, VERSIONS
+from inaccfs.semantics import V8, VERSIONS, checking
 from inaccfs.userfiles import UserFile, split
 from inaccfs.words import choices, quoted
 
@@ -79,22 +79,51 @@ def versions() -> dict[str, Semantics]:
     """Each version, with the first one whose rules are equal for a search.
 
     Proposals are left out, and can be named on the command line: most scenarios use
-    nothing that is new in them, and those of `inaccfs.explore.inplace` find nothing in
-    other versions.
+    nothing that is new in them, and those of `inaccfs.explore.proposals` find nothing
+    in other versions.
     """
     found: dict[tuple[object, ...], Semantics] = {}
     return {
-        rules.name: found.setdefault(_seen(rules), rules)
+        rules.name: found.setdefault(_with_effect(rules), rules)
         for rules in (make() for make in VERSIONS if make.__module__ == V8.__module__)
     }
 
 
-def _seen(rules: Semantics) -> tuple[object, ...]:
-    """The rules that can change a search. Those about sizes and alignment cannot."""
+# Rules that change no search by those that `versions` returns: errnos, numbers and
+# alignments; calls that no scenario makes; kinds of VMs that scenarios do not have; and
+# rules about files that keep attributes, which is asked apart.
+_WITHOUT_EFFECT: Final = frozenset(
+    {
+        "aligned",
+        "attributes",
+        "initial",
+        "keep_size_required",
+        "kvm_bad_fd",
+        "kvm_default_vm",
+        "kvm_exit_flag",
+        "kvm_exit_returns",
+        "kvm_ignores_unused",
+        "kvm_pre_fault",
+        "kvm_pre_fault_error",
+        "kvm_pre_fault_partial",
+        "magic",
+        "mmap",
+        "on_interrupt",
+        "overlap_errno",
+        "read_errno",
+        "unbound_errno",
+    }
+)
+
+
+def _with_effect(rules: Semantics) -> tuple[object, ...]:
+    """The rules that may change a search. A new rule is one of them at first."""
     return (
-        *(rules.order, rules.notifies, rules.notifies_failures, rules.scope),
-        *(rules.exclusive, rules.reported, rules.list_locked, rules.references),
-        *(rules.unit, rules.populates, rules.tells_frames, rules.memory_failure),
-        *(rules.past_end, rules.size, rules.movable, tuple(rules.events)),
-        rules.get_waits,
+        rules.attributes == "file" and rules.initial,
+        tuple(rules.events),
+        *(
+            getattr(rules, name)
+            for name in checking.rules()
+            if name not in _WITHOUT_EFFECT
+        ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.explore import seen
+from inaccfs.explore import keys
 from inaccfs.explore.names import STAMP, frame, shown
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.shim.simulated import FIRST_PFN
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.sequence import Cells
+    from inaccfs.explore.tracked_vm import Tracker
     from inaccfs.kvm.memory import Place
 
 
@@ -59,14 +60,14 @@ class GuestBytes:
     def __init__(
         self,
         schedule: Schedule,
-        sight: seen.Sight,
+        tracker: Tracker,
         frames: Frames,
         cells: Cells,
         places: Mapping[int, tuple[int, int]],
     ) -> None:
         """*places* has the file and page of each gfn, as the scenario says."""
         self._schedule: Final = schedule
-        self._sight: Final = sight
+        self._tracker: Final = tracker
         self._frames: Final = frames
         self._cells: Final = cells
         self._places: Final = places
@@ -92,12 +93,12 @@ class GuestBytes:
         # By the scenario, and not by the KVM, whose arithmetic may be wrong.
         found = self._places.get(place.gpa // PAGE_SIZE)
         file, page = found or (
-            self._sight.windows[id(place.window)],
+            self._tracker.windows[id(place.window)],
             place.position // PAGE_SIZE,
         )
         if schedule.tracks:
             schedule.touch(("frame", place.pfn), write)
-            schedule.touch(seen.cell_key(file, page), write)
+            schedule.touch(keys.cell(file, page), write)
         if place.pfn not in self._frames.used:
             who = "the setup" if schedule.current is None else schedule.current.name
             schedule.violate(

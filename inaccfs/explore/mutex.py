@@ -28,7 +28,7 @@ class Mutex:
         # The step in which it was taken.
         self.since = -1
         self._schedule: Final = schedule
-        self._always: Final = always or schedule.by_lock
+        self._always: Final = always
         if not self._always:
             schedule.state.of_key[self.key] = self._value
 

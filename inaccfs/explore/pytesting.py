@@ -50,7 +50,7 @@ def assert_clean(
             f"nothing was found in {outcome.schedules} schedules, which are not all: "
             "give it more seconds"
         )
-    for call, why in outcome.calls.vain.items():
+    for call, why in outcome.calls.always_refused.items():
         warnings.warn(
             f"{scenario.__name__}: always refused: {call}: {why}", stacklevel=2
         )

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.kvm.invalidation import Invalidation
 
 if TYPE_CHECKING:
-    from inaccfs.explore.seen import Sight
+    from inaccfs.explore.tracked_vm import Tracker
 
 
 class CountedInvalidation(Invalidation):
     """KVM's retry protocol, tracked. It counts below zero, as v10's kernel did."""
 
-    __slots__ = ("_in_progress", "_seq", "_sight", "_who")
+    __slots__ = ("_in_progress", "_seq", "_tracker", "_who")
 
-    def __init__(self, sight: Sight, who: str) -> None:
-        self._sight: Final = sight
+    def __init__(self, tracker: Tracker, who: str) -> None:
+        self._tracker: Final = tracker
         self._who: Final = who
         self._in_progress = 0
         self._seq = 0
@@ -25,23 +25,23 @@ class CountedInvalidation(Invalidation):
     @property
     def seq(self) -> int:
         """See `Invalidation`."""
-        self._sight.read("seq")
+        self._tracker.read("seq")
         return self._seq
 
     @seq.setter
     def seq(self, value: int) -> None:
-        self._sight.write("seq")
+        self._tracker.write("seq")
         self._seq = value
 
     @property
     def in_progress(self) -> int:
         """See `Invalidation`."""
-        self._sight.read("in progress")
+        self._tracker.read("in progress")
         return self._in_progress
 
     @in_progress.setter
     def in_progress(self, value: int) -> None:
-        self._sight.write("in progress")
+        self._tracker.write("in progress")
         self._in_progress = value
 
     def begin(self, start: int, end: int) -> None:
@@ -54,7 +54,7 @@ class CountedInvalidation(Invalidation):
         if self._in_progress > 0:
             super().end()
         else:
-            self._sight.schedule.violate(
+            self._tracker.schedule.violate(
                 "unpaired",
                 f"{self._who} gets an end without a begin before it",
             )
@@ -69,7 +69,7 @@ class CountedInvalidation(Invalidation):
         return answer
 
     def _note(self, text: str) -> None:
-        self._sight.schedule.note(text)
+        self._tracker.schedule.note(text)
 
 
 class NoRetry(CountedInvalidation):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
+from inaccfs.explore.buggy import KVMS
 from inaccfs.explore.names import STAMP
-from inaccfs.explore.seen import UntrackedError
-from inaccfs.explore.weaker import KVMS
+from inaccfs.explore.tracked_vm import UntrackedError
 from inaccfs.kvm import MemoryFaultExit, MmioExit
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
-    from inaccfs.explore.client import ExploredFile
     from inaccfs.explore.dma import ExploredIommu
+    from inaccfs.explore.file import ExploredFile
     from inaccfs.explore.vm import ExploredVM
     from inaccfs.explore.world import World
     from inaccfs.iommu import Device, Learns

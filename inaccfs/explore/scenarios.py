@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from inaccfs.explore.inplace import IN_PLACE
+from inaccfs.explore.proposals import IN_PLACE
 from inaccfs.explore.scenario import Scenario
 from inaccfs.explore.setups import OnePage, TwoVMsOfAFile
 

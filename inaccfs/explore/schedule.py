@@ -14,8 +14,8 @@ from inaccfs.explore.actor import Actor
 from inaccfs.explore.calls import Calls
 from inaccfs.explore.carriers import Ended, carrier
 from inaccfs.explore.choosing import UnstableError
+from inaccfs.explore.guard import GuardError
 from inaccfs.explore.tracking import Tracking
-from inaccfs.explore.unseen import UnseenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,16 +40,16 @@ KINDS: Final = {
     "unpaired": "an end without its begin, or a begin without its end",
     "leaked-reference": "a reference to a page is left when all is over",
     "leaked-notifier": "a notifier is left when its VM has been closed",
-    "leaked-frame": "a frame is not free that no page has, and nobody holds",
+    "leaked-frame": "a frame stays allocated, although no page and no client uses it",
     "freed-held": "a frame is freed to which somebody has a reference",
-    "refused-put": "a reference is put that there is not",
+    "refused-put": "a client puts a reference that it does not have",
     "unexplained-read": "a guest reads what no order of the calls explains",
     "unexplained-exit": "a guest is refused a page that its file has",
     "raises": "a callback of a VM raises",
     "miscounted": "the counters of a VM do not say what it has mapped",
     "deadlock": "actors wait for each other",
     "waits-for-ever": "an actor waits for what never comes",
-    "always": "what a scenario says holds always does not",
+    "always": "an assertion of always() fails",
 }
 """Each kind of violation, and its meaning."""
 
@@ -67,15 +67,9 @@ class Violation(NamedTuple):
 class Schedule(Tracking):
     """One execution of a scenario."""
 
-    def __init__(
-        self, chooser: Chooser, *, by_lock: bool = False, notes: bool = False
-    ) -> None:
-        """With *by_lock* any two critical sections of one lock conflict.
-
-        With *notes* it logs in words what each step does.
-        """
+    def __init__(self, chooser: Chooser, *, notes: bool = False) -> None:
+        """With *notes* it logs in words what each step does."""
         super().__init__(compares=chooser.compares)
-        self.by_lock: Final = by_lock
         self.actors: Final[list[Actor]] = []
         self.violations: Final[list[Violation]] = []
         self.calls: Final = Calls()
@@ -101,7 +95,7 @@ class Schedule(Tracking):
         # Whether it is in `after`.
         self._checks = False
         # How often no actor could go on unless a wait timed out.
-        self._lates = 0
+        self._timeouts = 0
         self._next: Actor | None = None
         self._carrier: Final = carrier()
 
@@ -113,7 +107,7 @@ class Schedule(Tracking):
         ready: Callable[[], bool] | None = None,
         *,
         wants: Key = None,
-        lates: str = "",
+        timeout: str = "",
     ) -> bool:
         """Let other actors run until *ready*, and begin a step.
 
@@ -123,12 +117,12 @@ class Schedule(Tracking):
         if self._dead:
             raise Ended
         if self._checks:
-            raise UnseenError(f"always() may wait for nobody, and {label}")
+            raise GuardError(f"always() may wait for nobody, and {label}")
         if me is None:
             if ready is not None and not ready():
                 raise RuntimeError(f"the setup would wait for ever: {label}")
             return True
-        me.label, me.ready, me.wants, me.lates = label, ready, wants, lates
+        me.label, me.ready, me.wants, me.timeout = label, ready, wants, timeout
         me.late = False
         if self._starting:
             self._carrier.leave(me.thread)
@@ -170,7 +164,7 @@ class Schedule(Tracking):
 
     def state_number(self) -> int:
         """A hash of the state between two steps."""
-        return self.state.number(self.actors, self._lates)
+        return self.state.number(self.actors, self._timeouts)
 
     # --- steps ------------------------------------------------------------------------
 
@@ -265,7 +259,7 @@ class Schedule(Tracking):
             actor.index
             for actor in self.actors
             if not actor.done
-            and (actor.ready is None or actor.lates == "any" or actor.ready())
+            and (actor.ready is None or actor.timeout == "any" or actor.ready())
         ]
 
     def _stuck(self) -> list[int]:
@@ -274,10 +268,10 @@ class Schedule(Tracking):
         if not (busy := [actor for actor in left if not actor.daemon]):
             self.ended = "done"
             return []
-        late = [actor.index for actor in left if actor.lates]
-        self._lates += bool(late)
+        late = [actor.index for actor in left if actor.timeout]
+        self._timeouts += bool(late)
         # If all actors wait more often than each has been late, none of them can go on.
-        if late and self._lates <= len(self.actors):
+        if late and self._timeouts <= len(self.actors):
             return late
         waits = "; ".join(f"{actor.name} {actor.label}" for actor in busy)
         holding = any(actor.wants is not None for actor in busy)

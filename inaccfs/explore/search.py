@@ -12,20 +12,21 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.errors import InaccfsError, NoThreadError
+from inaccfs.explore.buggy import KVMS
 from inaccfs.explore.calls import Calls
 from inaccfs.explore.causes import cone, switches
 from inaccfs.explore.choosers import Bounded, Chance
 from inaccfs.explore.choosing import UnstableError
+from inaccfs.explore.guard import GuardError, Things, guarded
 from inaccfs.explore.schedule import Schedule, SpinError
 from inaccfs.explore.states import States
-from inaccfs.explore.unseen import Things, UnseenError, guarded
-from inaccfs.explore.weaker import KVMS
 from inaccfs.explore.world import World
 from inaccfs.userfiles import in_a_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from inaccfs.explore.choosing import Chooser
     from inaccfs.explore.scenario import Scenario
     from inaccfs.explore.state import Step
     from inaccfs.semantics import Semantics
@@ -124,14 +125,13 @@ class Outcome:
 
 def execute(
     case: Case,
-    chooser: Chance | States | Bounded,
+    chooser: Chooser,
     *,
-    by_lock: bool = False,
     notes: bool = False,
 ) -> Schedule:
     """Run one schedule from its beginning. Raises `ScenarioError`."""
     threads = threading.active_count()
-    schedule = Schedule(chooser, by_lock=by_lock, notes=notes)
+    schedule = Schedule(chooser, notes=notes)
     chooser.begin(schedule)
     scenario = case.scenario()
     world = World(schedule, case.semantics, KVMS[case.kvm], evicts=case.scenario.evicts)
@@ -155,7 +155,7 @@ def execute(
         _check_threads(threads)
         if schedule.ended == "done":
             world.finish()
-    except UnseenError as exc:
+    except GuardError as exc:
         who = f"{schedule.failed}: " if schedule.failed else ""
         raise ScenarioError(f"{case.scenario.__name__}: {who}{exc}") from exc
     except (ScenarioError, UnstableError, NoThreadError, KeyboardInterrupt):
@@ -232,9 +232,8 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
     with _no_garbage(), watched(lambda: outcome.steps):
         try:
             _search(outcome, Chance(), begin, _BY_CHANCE)
-            if limits.preemptions is None:
-                chooser: States | Bounded = States()
-            else:
+            chooser: Chooser = States()
+            if limits.preemptions is not None:
                 chooser = Bounded(limits.preemptions)
             outcome.complete = _search(outcome, chooser, begin, limits.schedules)
         except UnstableError as exc:
@@ -243,9 +242,7 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
     return outcome
 
 
-def _search(
-    outcome: Outcome, chooser: Chance | States | Bounded, begin: float, most: int | None
-) -> bool:
+def _search(outcome: Outcome, chooser: Chooser, begin: float, most: int | None) -> bool:
     """Run schedules; returns whether these were all that there are."""
     limit = outcome.limits.seconds
     number = 0

@@ -66,7 +66,7 @@ class State:
         self.of_key: Final[dict[Key, Callable[[], Value]]] = {}
         self.of_kind: Final[dict[Key, Callable[..., Value]]] = {}
         # Functions that return further parts of the state, which no step touches.
-        self.beside: Final[list[Callable[[], Value]]] = []
+        self.untracked: Final[list[Callable[[], Value]]] = []
         # The value of each touched key: now, and before the first step.
         self._values: Final[dict[Key, Value]] = {}
         self._first: Final[dict[Key, Value]] = {}
@@ -87,7 +87,7 @@ class State:
         """Free the functions: no value is needed any more."""
         self.of_key.clear()
         self.of_kind.clear()
-        self.beside.clear()
+        self.untracked.clear()
 
     def meet(self, key: Key) -> None:
         """Record the value of a key, if this is the first step that touches it."""
@@ -180,6 +180,6 @@ class State:
         found = self._changed ^ hash(("more", more))
         for actor in actors:
             found ^= hash((actor.index, None if actor.done else actor.known))
-        for index, each in enumerate(self.beside):
-            found ^= hash(("beside", index, each()))
+        for index, each in enumerate(self.untracked):
+            found ^= hash(("untracked", index, each()))
         return found

@@ -13,7 +13,7 @@ from inaccfs.explore.choosing import UnstableError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inaccfs.explore.schedule import Schedule
+    from inaccfs.explore.choosing import Execution
     from inaccfs.explore.state import Step
 
 _FAR: Final = 300
@@ -61,7 +61,7 @@ class States:
         # A heap of the states that may have steps left: by depth, and at one depth in
         # the order of visits.
         self._open: Final[list[tuple[int, int, int]]] = []
-        self._schedule: Schedule | None = None
+        self._schedule: Execution | None = None
         # The next choices, all of steps that were taken before: each a state and an
         # actor. `_trusts` says that these steps are not checked.
         self._plan: deque[tuple[int, int]] = deque()
@@ -75,7 +75,7 @@ class States:
         self._at: int | None = None
         self._chosen = -1
 
-    def begin(self, schedule: Schedule) -> None:
+    def begin(self, schedule: Execution) -> None:
         """A schedule begins."""
         self._schedule = schedule
         self.steps = []

@@ -7,8 +7,8 @@ from functools import partial
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from inaccfs.explore import seen
 from inaccfs.explore.mutex import Mutex
+from inaccfs.explore.tracked_vm import Slot
 from inaccfs.inprocess import BlockingLoop
 from inaccfs.kvm.sync import THREADS
 
@@ -78,7 +78,7 @@ class Condition:
             in_time = schedule.point(
                 "waits for changed",
                 partial(self._may_go_on, notified),
-                lates="" if timeout is None else "last",
+                timeout="" if timeout is None else "last",
             )
             lock.take()
             schedule.touch(self._key)
@@ -180,7 +180,7 @@ def _plain(value: object) -> Hashable:
         return value
     if isinstance(value, _MANY):
         return tuple(map(_plain, value))
-    if isinstance(value, seen.Slot):
+    if isinstance(value, Slot):
         return value.number
     return type(value).__name__
 
@@ -283,10 +283,10 @@ class Loop(BlockingLoop):
 
     def wait_for(self, ready: Callable[[], bool], why: str) -> None:
         """See `BlockingLoop`."""
-        lates = ""
+        timeout = ""
         if self.me() in self._hurried:
-            lates = "any" if self._evicts else "last"
-        if not self.schedule.point(f"waits for {why}", ready, lates=lates):
+            timeout = "any" if self._evicts else "last"
+        if not self.schedule.point(f"waits for {why}", ready, timeout=timeout):
             if not self._evicts and self.schedule.current is not None:
                 who = self.schedule.current.name
                 self.schedule.violate(

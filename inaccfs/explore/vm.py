@@ -9,7 +9,7 @@ from inaccfs.kvm import VM
 if TYPE_CHECKING:
     from inaccfs.explore.client import ExploredClient
     from inaccfs.explore.schedule import Schedule
-    from inaccfs.explore.seenguest import Places
+    from inaccfs.explore.tracked_guest import Places
     from inaccfs.kvm import Vmm
 
 
@@ -29,7 +29,7 @@ class ExploredVM(VM):
 
     @property
     def is_connected(self) -> bool:
-        """Whether its daemon has not disconnected it: a step that looks is told."""
+        """Whether it is still connected. The read is tracked."""
         self.client.connected()
         return self.client.client.lost is None
 

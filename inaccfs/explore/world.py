@@ -7,20 +7,20 @@ import string
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs.explore import seen
 from inaccfs.explore.attributes import watch_attributes
 from inaccfs.explore.changes import Changes
 from inaccfs.explore.client import ExploredClient
 from inaccfs.explore.dma import DeviceBytes, ExploredIommu
 from inaccfs.explore.files import Files, check_size
+from inaccfs.explore.guard import GuardError
 from inaccfs.explore.judge import Judge
 from inaccfs.explore.memory import Frames, GuestBytes
 from inaccfs.explore.names import frame
-from inaccfs.explore.seenfile import watch_file
-from inaccfs.explore.seenguest import Places, watch_guest
 from inaccfs.explore.sequence import Cells
 from inaccfs.explore.sync import Loop, Sync
-from inaccfs.explore.unseen import UnseenError
+from inaccfs.explore.tracked_file import watch_file
+from inaccfs.explore.tracked_guest import Places, watch_guest
+from inaccfs.explore.tracked_vm import Tracker, watch_vm
 from inaccfs.explore.values import Values
 from inaccfs.explore.vm import ExploredVM
 from inaccfs.inprocess import Mount
@@ -29,8 +29,8 @@ from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.shim.frameoptions import SimulatedMemory
 
 if TYPE_CHECKING:
+    from inaccfs.explore.buggy import Kvm
     from inaccfs.explore.schedule import Schedule
-    from inaccfs.explore.weaker import Kvm
     from inaccfs.iommu import Learns
     from inaccfs.semantics import Semantics
     from inaccfs.shim.notifiers import Notifier
@@ -88,7 +88,7 @@ class World:
     def _check_setup(self, name: str) -> None:
         """Refuse a call by an actor: *name* is for the setup."""
         if self.schedule.runs:
-            raise UnseenError(f"an actor calls {name}(), which is for setup()")
+            raise GuardError(f"an actor calls {name}(), which is for setup()")
 
     def file(self, pages: int) -> int:
         """Make a file, and return its fd. With 0 *pages* it has no size yet."""
@@ -98,14 +98,14 @@ class World:
         check_size(pages)
         fd = self.mount.memfd_create("explored", pages * PAGE_SIZE)
         inode = self.mount.inode(fd)
-        sight = self._sight(self.files.add(fd, inode, pages))
-        watch_file(inode, sight)
+        tracker = self._tracker(self.files.add(fd, inode, pages))
+        watch_file(inode, tracker)
         if self.mount.superblock.converts:
-            watch_attributes(inode, sight)
+            watch_attributes(inode, tracker)
         return fd
 
-    def _sight(self, number: int) -> seen.Sight:
-        return seen.Sight(
+    def _tracker(self, number: int) -> Tracker:
+        return Tracker(
             *(self.schedule, number, frame, self.files.numbers, self.notifiers)
         )
 
@@ -121,25 +121,25 @@ class World:
             self.frames.held[name],
             puts_late=puts_late,
         )
-        sight = self._sight(len(self.vms))
-        places = Places(sight)
+        tracker = self._tracker(len(self.vms))
+        places = Places(tracker)
         made = ExploredVM(
             client,
             # Under all rules: scenarios are about the memory of files.
             default_private=True,
             hooks=self._hook,
-            invalidation=kvm.invalidation(sight, name),
-            memory=GuestBytes(schedule, sight, self.frames, self.cells, places),
+            invalidation=kvm.invalidation(tracker, name),
+            memory=GuestBytes(schedule, tracker, self.frames, self.cells, places),
             sync=Sync(schedule),
         )
         made.name, made.client, made.places = name, client, places
         made.vmm = Vmm(made, fallocate=self.changes.fallocate)
-        seen.watch_vm(made, sight)
-        watch_guest(made, sight)
-        schedule.state.beside.append(made.balance)
+        watch_vm(made, tracker)
+        watch_guest(made, tracker)
+        schedule.state.untracked.append(made.balance)
         client.listen = kvm.listen
-        if kvm.spoil is not None:
-            kvm.spoil(made, client)
+        if kvm.inject is not None:
+            kvm.inject(made, client)
         self.vms.append(made)
         return made
 
@@ -156,8 +156,8 @@ class World:
         )
         file = self.files.number(fd)
         places = {page: (file, page) for page in range(self.files.sizes[file].most)}
-        sight = self._sight(_IOMMUS + number)
-        memory = DeviceBytes(schedule, sight, self.frames, self.cells, places)
+        tracker = self._tracker(_IOMMUS + number)
+        memory = DeviceBytes(schedule, tracker, self.frames, self.cells, places)
         made = ExploredIommu(
             client, learns=learns, hooks=self._hook, memory=memory, sync=Sync(schedule)
         )
@@ -220,7 +220,7 @@ class World:
         for notifier in self.notifiers:
             vars(notifier).clear()
         for vm in self.vms:
-            vars(vm._mmu)["_sight"].slots.clear()
+            vars(vm._mmu)["_tracker"].slots.clear()
             for each in (vm._mmu, vm.client.client, vm.client, vm.vmm, vm):
                 vars(each).clear()
         for iommu in self.iommus:

@@ -11,6 +11,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
+import inaccfs
 from inaccfs import syscalls
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
@@ -19,9 +20,11 @@ from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.semantics import V8
 from inaccfs.shim.superblock import Superblock
+from tests.unit.aio_calls import connected
 from tests.unit.allocator_fakes import Stuck, StuckInUndoing, Worker, Working, working
 from tests.unit.blocked_fakes import BlockedAllocator
-from tests.unit.client_fakes import FakeDaemon, no_fds_leak
+from tests.unit.client_fakes import FakeDaemon, Peer, no_fds_leak
+from tests.unit.client_talks import Talk
 from tests.unit.control_fakes import Control, controlling
 from tests.unit.fakes import World, serving
 from tests.unit.pages_fakes import assert_no_strays
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from inaccfs.backing.root import Backing
+    from inaccfs.client import Client, aio
 
 # The same examples in each run: only a change of the code can make a test fail.
 settings.register_profile(
@@ -129,6 +133,30 @@ def daemon(scratch: Path) -> Iterator[FakeDaemon]:
         made = FakeDaemon(str(scratch / "socket"))
         yield made
         made.close()
+
+
+@pytest.fixture
+def shim(daemon: FakeDaemon) -> Iterator[Client]:
+    with inaccfs.connect(daemon.path) as made:
+        yield made
+
+
+@pytest.fixture
+def peer(daemon: FakeDaemon, shim: Client) -> Peer:
+    """The daemon's end of the commands' connection."""
+    return daemon.peer()
+
+
+@pytest.fixture
+def talk() -> Talk:
+    return Talk()
+
+
+@pytest.fixture
+async def both(daemon: FakeDaemon) -> AsyncIterator[tuple[aio.Client, Peer]]:
+    """A client of trio, and the daemon's end of its connection."""
+    async with connected(daemon) as made:
+        yield made
 
 
 @pytest.fixture

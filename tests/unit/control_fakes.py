@@ -11,13 +11,13 @@ import errno
 import json
 import os
 import socket
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from inaccfs import __version__, syscalls
+from inaccfs import syscalls
 from inaccfs.control import server
 from inaccfs.control.context import Actions
 from inaccfs.fuse.files import Files
@@ -28,86 +28,19 @@ from inaccfs.semantics import V8
 from inaccfs.shim.call import PageRange
 from inaccfs.shim.frames import Extent, Fetched, Punched
 from inaccfs.shim.superblock import Superblock
-from inaccfs.status import Status
+from tests.unit.daemon_fakes import Daemon
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from inaccfs.backing.root import Backing
     from inaccfs.control.limits import Policy
-    from inaccfs.control.mountfiles import Listed, OpenFile
     from inaccfs.fuse.nodes import Node
     from inaccfs.semantics import Semantics
 
 Answer = dict[str, Any]
 
 PAGE = 4096
-
-STATUS = Status(
-    mountpoint="/mnt",
-    backing="private tmpfs",
-    size=1 << 20,
-    page_size=PAGE,
-    files=2,
-    allocated_pages=3,
-    semantics="v8",
-    sealed=True,
-    mmap="sealed",
-    pfn_source="simulated",
-    pinning="simulated",
-    pid=42,
-    control="/run/control",
-    log=None,
-    version=__version__,
-)
-
-
-@dataclass
-class Daemon:
-    """The status that the server asks for, or *error* if it is set."""
-
-    error: Exception | None = None
-    quits: int = 0
-    # query-status waits for it.
-    status_asked: trio.Event = field(default_factory=trio.Event)
-    may_tell_status: trio.Event | None = None
-
-    async def status(self) -> Status:
-        self.status_asked.set()
-        if self.may_tell_status is not None:
-            await self.may_tell_status.wait()
-        await trio.lowlevel.checkpoint()
-        if self.error is not None:
-            raise self.error
-        return STATUS
-
-    def quit(self) -> None:
-        self.quits += 1
-
-
-class NoFiles:
-    """The files of a mount that has none."""
-
-    def open_path(self, path: str) -> OpenFile:
-        raise FileNotFoundError(2, "No such file or directory")
-
-    def open_fd(self, fd: int) -> OpenFile:
-        raise OSError(22, "no fd is one of this mount")
-
-    async def create(
-        self, label: str, size: int, uid: int, gid: int
-    ) -> tuple[int, OpenFile]:
-        raise OSError(28, "No space left on device")
-
-    def all(self) -> Iterator[Listed]:
-        yield from ()
-
-    def name(self, ino: int) -> str:
-        return ""
-
-    @contextmanager
-    def at(self, ino: int) -> Iterator[None]:
-        yield None
 
 
 BASE = 0x1000
@@ -367,6 +300,40 @@ class DirectHelper(Helper):
             return Received(len(data), fd, foreign=False, closing=None)
         os.close(fd)
         return Received(len(data), -1, foreign=True, closing=None)
+
+
+class Hanging:
+    """A close that ends when the test lets it end."""
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+
+    async def wait(self) -> None:
+        await self.ended.wait()
+
+
+class HangingHelper(DirectHelper):
+    """Counts the calls; the close of a foreign fd hangs until a test ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[int] = []
+        self.closings: list[Hanging] = []
+        self.hangs = False
+        self.fails: OSError | None = None
+
+    async def receive_fd(
+        self, connection: socket.socket, wanted: int, device: str
+    ) -> Received:
+        await trio.lowlevel.checkpoint()
+        if self.fails is not None:
+            raise self.fails
+        received = await super().receive_fd(connection, wanted, device)
+        self.reads.append(received.size)
+        if received.foreign and self.hangs:
+            self.closings.append(Hanging())
+            received = received._replace(closing=self.closings[-1])  # type: ignore[arg-type] # waits like one
+        return received
 
 
 @asynccontextmanager

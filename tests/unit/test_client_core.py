@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,65 +13,15 @@ from hypothesis import strategies as st
 from inaccfs.client import requests
 from inaccfs.client.core import Call, Conversation
 from inaccfs.client.errors import (
-    ClientClosedError,
     ConnectionLostError,
     ControlError,
     NotControlSocketError,
 )
 from inaccfs.client.requests import Pfn
 from inaccfs.control import messages, qmp
-from inaccfs.control.messages import MFD_CLOEXEC
 from inaccfs.errors import InaccfsError
+from tests.unit.client_talks import Talk
 from tests.unit.fakes import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-CLOSED = ClientClosedError("closed")
-
-
-class Talk:
-    """A conversation, and the daemon's part in it."""
-
-    def __init__(self) -> None:
-        self.conversation = Conversation("/run/socket")
-        self.conversation.feed(qmp.greeting())
-
-    def sent(self) -> list[tuple[str, dict[str, Any], int]]:
-        """What the client has sent since the last call: names, arguments, ids."""
-        said = []
-        for data, fd in self.conversation.take_outgoing():
-            if fd >= 0:
-                os.close(fd)
-            message = json.loads(data)
-            said.append((message["execute"], message["arguments"], message["id"]))
-        return said
-
-    def returns(self, number: int, value: object, fds: tuple[int, ...] = ()) -> None:
-        data = qmp.encode_return(value, msgspec.Raw(str(number).encode()))
-        self.conversation.feed(data, fds)
-
-    def refuses(self, number: int, kind: str, desc: str) -> None:
-        data = qmp.encode_error(kind, desc, msgspec.Raw(str(number).encode()))
-        self.conversation.feed(data)
-
-
-@pytest.fixture
-def talk() -> Talk:
-    return Talk()
-
-
-def new_fd() -> int:
-    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-
-
-def is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
-
 
 # --- how bytes become results -----------------------------------------------------
 
@@ -307,216 +255,6 @@ def test_of_other_programs_and_our_own_version_no_version_is_said(
     with pytest.raises(OSError, match="no such command") as caught:
         call.result()
     assert str(caught.value) == "no such command"
-
-
-# --- abandoned commands -----------------------------------------------------------
-
-FRAMES = messages.Frames(pfn=70, order=0)
-EXTENTS = messages.Frames(
-    extents=[messages.Extent(0, 70, 5, 0), messages.Extent(5, 90, 2, 0)]
-)
-
-
-@pytest.mark.parametrize(
-    ("request_", "returned", "undone"),
-    [
-        (requests.get_pfn("/a", 7), FRAMES, [("put-pfn", {"file": "/a", "pfn": 70})]),
-        (
-            requests.get_pfns("/a", 0, 7),
-            EXTENTS,
-            [
-                (
-                    "put-pfn",
-                    {
-                        "file": "/a",
-                        "extents": [{"pfn": 70, "count": 5}, {"pfn": 90, "count": 2}],
-                    },
-                )
-            ],
-        ),
-        (requests.close_fd("x"), {}, []),
-        (requests.QUERY_VERSION, messages.version(), []),
-    ],
-    ids=["get-pfn", "extents", "closefd", "query"],
-)
-@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
-def test_the_result_of_an_abandoned_command_is_given_back(
-    talk: Talk,
-    request_: requests.Request[Any],
-    returned: object,
-    undone: list[tuple[str, dict[str, Any]]],
-    late: bool,
-) -> None:
-    woken: list[int] = []
-    call = talk.conversation.start(request_, lambda: woken.append(1))
-    assert len(talk.sent()) == 1
-    if not late:
-        talk.conversation.abandon(call)
-        assert talk.sent() == []
-    talk.returns(1, returned)
-    if late:
-        assert talk.sent() == []
-        talk.conversation.abandon(call)
-    assert [said[:2] for said in talk.sent()] == undone
-    assert woken == ([1] if late else [])
-
-
-@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
-def test_the_fds_of_an_abandoned_command_are_closed(talk: Talk, late: bool) -> None:
-    fd = new_fd()
-    call = talk.conversation.start(
-        requests.memfd_create("m", MFD_CLOEXEC, None, "name")
-    )
-    talk.sent()
-    if not late:
-        talk.conversation.abandon(call)
-    talk.returns(1, {}, (fd,))
-    if late:
-        assert call.result() == fd
-        assert is_open(fd)
-        talk.conversation.abandon(call)
-    assert not is_open(fd)
-    assert [said[:2] for said in talk.sent()] == [("closefd", {"fdname": "name"})]
-
-
-def test_a_refused_command_has_nothing_to_be_given_back(talk: Talk) -> None:
-    before = talk.conversation.start(requests.get_pfn("/a", 1))
-    after = talk.conversation.start(requests.get_pfn("/a", 2))
-    talk.sent()
-    talk.conversation.abandon(before)
-    talk.refuses(1, "GenericError", "EINVAL: no")
-    talk.refuses(2, "GenericError", "EINVAL: no")
-    talk.conversation.abandon(after)
-    assert talk.sent() == []
-
-
-def test_a_name_is_closed_after_its_references_were_given_back(talk: Talk) -> None:
-    """Otherwise the put would find no file, and the reference would stay."""
-    call = talk.conversation.start(requests.get_pfn("fd0", 7))
-    talk.conversation.abandon(call)
-    closed = talk.conversation.start(requests.close_fd("fd0"))
-    talk.conversation.start(requests.close_fd("fd1"))
-    assert [said[:2] for said in talk.sent()] == [
-        ("get-pfn", {"file": "fd0", "offset": 7}),
-        ("closefd", {"fdname": "fd1"}),
-    ]
-    talk.returns(1, FRAMES)
-    said = talk.sent()
-    assert [name for name, _, _ in said] == ["put-pfn", "closefd"]
-    talk.returns(said[1][2], {})
-    assert closed.done
-
-
-@given(st.lists(st.sampled_from(["keep", "before", "after", "fail"]), max_size=20))
-def test_each_reference_is_given_back_or_in_somebodys_hands(fates: list[str]) -> None:
-    talk = Talk()
-    calls = [
-        talk.conversation.start(requests.get_pfn("/a", n)) for n in range(len(fates))
-    ]
-    talk.sent()
-    for call, fate in zip(calls, fates, strict=True):
-        if fate == "before":
-            talk.conversation.abandon(call)
-    for number, fate in enumerate(fates):
-        if fate == "fail":
-            talk.refuses(number + 1, "GenericError", "EINVAL: no")
-        else:
-            talk.returns(number + 1, messages.Frames(pfn=number, order=0))
-    for call, fate in zip(calls, fates, strict=True):
-        if fate == "after":
-            talk.conversation.abandon(call)
-    put = {arguments["pfn"] for _, arguments, _ in talk.sent()}
-    kept = {
-        call.result().pfn
-        for call, fate in zip(calls, fates, strict=True)
-        if fate == "keep"
-    }
-    given = {number for number, fate in enumerate(fates) if fate != "fail"}
-    assert put | kept == given
-    assert not put & kept
-
-
-# --- fds --------------------------------------------------------------------------
-
-
-def test_an_fd_is_taken_by_the_return_that_it_belongs_to(talk: Talk) -> None:
-    fds = [new_fd(), new_fd()]
-    first = talk.conversation.start(requests.get_memory("/a"))
-    refused = talk.conversation.start(requests.get_memory("/none"))
-    second = talk.conversation.start(requests.get_memory("/b"))
-    data = (
-        qmp.encode_return({}, msgspec.Raw(b"1"))
-        + qmp.encode_error("GenericError", "ENOENT: no", msgspec.Raw(b"2"))
-        + qmp.encode_return({}, msgspec.Raw(b"3"))
-    )
-    talk.conversation.feed(data[:60], fds)
-    talk.conversation.feed(data[60:])
-    assert [first.result(), second.result()] == fds
-    assert isinstance(refused.error, FileNotFoundError)
-    for fd in fds:
-        os.close(fd)
-
-
-def test_surplus_fds_are_closed(talk: Talk) -> None:
-    fds = (new_fd(), new_fd(), new_fd())
-    call = talk.conversation.start(requests.get_memory("/a"))
-    talk.returns(1, {}, fds)
-    assert call.result() == fds[0]
-    assert list(map(is_open, fds)) == [True, False, False]
-    os.close(fds[0])
-
-
-def test_a_return_without_its_fd_is_an_error(talk: Talk) -> None:
-    call = talk.conversation.start(requests.get_memory("/a"))
-    talk.returns(1, {})
-    with refused(errno.EMFILE, "too many"):
-        call.result()
-
-
-def test_an_fd_to_be_sent_is_the_cores_own(talk: Talk) -> None:
-    """The caller may close its fd before the message is sent."""
-    fd = new_fd()
-    talk.conversation.start(requests.get_fd("x", fd))
-    os.close(fd)
-    [(_, own)] = talk.conversation.take_outgoing()
-    assert own is not None
-    assert not os.get_inheritable(own)
-    os.close(own)
-
-
-@pytest.mark.parametrize("end", [Conversation.end, Conversation.disown])
-def test_the_end_closes_fds_on_their_way(
-    talk: Talk, end: Callable[[Conversation, ControlError], None]
-) -> None:
-    fd, came = new_fd(), new_fd()
-    talk.conversation.start(requests.get_memory("/a"))
-    talk.sent()
-    talk.conversation.start(requests.get_fd("x", fd))
-    talk.conversation.feed(b'{"return"', [came])
-    before = len(os.listdir("/proc/self/fd"))
-    end(talk.conversation, CLOSED)
-    assert len(os.listdir("/proc/self/fd")) == before - 2
-    assert not is_open(came)
-    os.close(fd)
-
-
-def test_a_child_calls_no_callback_of_its_parent(talk: Talk) -> None:
-    """The child lacks the threads of the callbacks, and their locks may be locked."""
-    woken: list[str] = []
-    talk.conversation.start(requests.QUERY_VERSION, lambda: woken.append("call"))
-    talk.conversation.on_end = lambda: woken.append("end")
-    talk.conversation.disown(CLOSED)
-    assert woken == []
-    with pytest.raises(ClientClosedError):
-        talk.conversation.start(requests.QUERY_VERSION).result()
-
-
-def test_a_file_that_is_not_open_cannot_be_sent(talk: Talk) -> None:
-    fd = new_fd()
-    os.close(fd)
-    with refused(errno.EBADF):
-        talk.conversation.start(requests.get_fd("x", fd))
-    assert talk.sent() == []
 
 
 # --- any command ------------------------------------------------------------------

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
-from typing import Any
 
 import msgspec
 import pytest
 
 from inaccfs.client import aio, blockingfile
-from inaccfs.client.core import Conversation
 from inaccfs.client.errors import ClientClosedError, ConnectionLostError
-from inaccfs.client.notifying import (
-    Callbacks,
-    Notifiers,
-    Options,
-    Registration,
-    raise_or_note,
-)
+from inaccfs.client.notifying import Callbacks, Options, raise_or_note
 from inaccfs.control import messages, qmp
 from inaccfs.control.messages import (
     Invalidate,
@@ -26,15 +17,10 @@ from inaccfs.control.messages import (
     InvalidateStart,
     Shutdown,
 )
-
-Said = tuple[str, dict[str, Any]]
+from tests.unit.notifying_talks import Said, Talk, nothing
 
 DONE: Said = ("invalidate-done", {"notifier": 7, "sequence": 1})
 LEAVE: Said = ("unregister-notifier", {"notifier": 7})
-
-
-def nothing(start: int, end: int) -> None:
-    pass
 
 
 def first(start: int, end: int) -> None:
@@ -43,51 +29,6 @@ def first(start: int, end: int) -> None:
 
 def invalidate(notifier: int = 7, sequence: int = 1) -> Invalidate:
     return Invalidate(notifier=notifier, start=2, end=3, sequence=sequence)
-
-
-class Talk:
-    """Notifiers, and the daemon's part in it."""
-
-    def __init__(self) -> None:
-        self.conversation = Conversation("/run/socket")
-        self.notifiers = Notifiers(self.conversation)
-        self.conversation.feed(qmp.greeting())
-        self.left: list[int] = []
-        self._ids: list[int] = []
-
-    def said(self) -> list[Said]:
-        """What the client has sent since the last call."""
-        found = []
-        for data, _ in self.conversation.take_outgoing():
-            message = json.loads(data)
-            found.append((message["execute"], message["arguments"]))
-            self._ids.append(message["id"])
-        return found
-
-    def register(
-        self, callbacks: Callbacks | None = None, number: int = 7
-    ) -> Registration:
-        call = self.conversation.start(
-            self.notifiers.register(
-                "/a",
-                callbacks or Callbacks(nothing),
-                lambda: self.left.append(number),
-            )
-        )
-        assert self.said()[-1] == ("register-notifier", {"file": "/a"})
-        self.answer(messages.Notifier(notifier=number))
-        return call.result()
-
-    def answer(self, value: object = None) -> None:
-        """Answer the last command."""
-        number = msgspec.Raw(str(self._ids.pop()).encode())
-        self.conversation.feed(
-            qmp.encode_return({} if value is None else value, number)
-        )
-
-    def refuse(self, desc: str) -> None:
-        number = msgspec.Raw(str(self._ids.pop()).encode())
-        self.conversation.feed(qmp.encode_error("GenericError", desc, number))
 
 
 @pytest.fixture

@@ -24,17 +24,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def shim(daemon: FakeDaemon) -> Iterator[Client]:
-    with inaccfs.connect(daemon.path) as made:
-        yield made
-
-
-@pytest.fixture
-def peer(daemon: FakeDaemon, shim: Client) -> Peer:
-    return daemon.peer()
-
-
-@pytest.fixture
 def memory(shim: Client) -> File:
     return shim.file("/a")
 

@@ -24,15 +24,8 @@ from inaccfs.errors import MountError
 from inaccfs.semantics import V8
 from inaccfs.shim.superblock import Superblock
 from inaccfs.status import Status
-from tests.unit.control_fakes import (
-    PAGE,
-    STATUS,
-    Control,
-    Daemon,
-    DirectHelper,
-    NoFiles,
-    Peer,
-)
+from tests.unit.control_fakes import PAGE, Control, DirectHelper, Peer
+from tests.unit.daemon_fakes import STATUS, Daemon, NoFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable

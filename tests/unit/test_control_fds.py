@@ -17,58 +17,23 @@ import trio.testing
 
 from inaccfs import syscalls
 from inaccfs.control.limits import Policy
-from tests.unit.control_fakes import Control, DirectHelper, Peer, controlling
+from tests.unit.control_fakes import Control, HangingHelper, Peer, controlling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from inaccfs.backing.root import Backing
-    from inaccfs.helper.tasks import Received
-
-
-class Hanging:
-    """A close that ends when the test lets it end."""
-
-    def __init__(self) -> None:
-        self.ended = trio.Event()
-
-    async def wait(self) -> None:
-        await self.ended.wait()
-
-
-class Helper(DirectHelper):
-    """Counts the calls; the close of a foreign fd hangs until a test ends it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads: list[int] = []
-        self.closings: list[Hanging] = []
-        self.hangs = False
-        self.fails: OSError | None = None
-
-    async def receive_fd(
-        self, connection: socket.socket, wanted: int, device: str
-    ) -> Received:
-        await trio.lowlevel.checkpoint()
-        if self.fails is not None:
-            raise self.fails
-        received = await super().receive_fd(connection, wanted, device)
-        self.reads.append(received.size)
-        if received.foreign and self.hangs:
-            self.closings.append(Hanging())
-            received = received._replace(closing=self.closings[-1])  # type: ignore[arg-type] # waits like one
-        return received
 
 
 @pytest.fixture
-def helper() -> Helper:
-    return Helper()
+def helper() -> HangingHelper:
+    return HangingHelper()
 
 
 @pytest.fixture
 async def control(
-    scratch: Path, backing: Backing, helper: Helper
+    scratch: Path, backing: Backing, helper: HangingHelper
 ) -> AsyncIterator[Control]:
     with trio.fail_after(60):
         async with controlling(
@@ -191,7 +156,7 @@ async def test_other_commands_go_on_in_order(control: Control, fd: int) -> None:
 
 
 async def test_an_fd_that_no_command_takes_is_not_received(
-    control: Control, helper: Helper, fd: int, foreign: int
+    control: Control, helper: HangingHelper, fd: int, foreign: int
 ) -> None:
     async with control.peer() as peer:
         before = len(os.listdir("/proc/self/fd"))
@@ -225,7 +190,7 @@ async def test_a_command_that_turns_out_not_to_take_it_leaks_nothing(
 
 
 async def test_out_of_band_data_is_in_the_stream(
-    control: Control, helper: Helper, foreign: int
+    control: Control, helper: HangingHelper, foreign: int
 ) -> None:
     """Otherwise a read past it would drop the byte, and the kernel close its fd."""
     async with control.peer() as peer:
@@ -240,7 +205,7 @@ async def test_out_of_band_data_is_in_the_stream(
 
 
 async def test_one_foreign_fd_of_a_peer_is_closed_at_a_time(
-    control: Control, helper: Helper, fd: int, foreign: int
+    control: Control, helper: HangingHelper, fd: int, foreign: int
 ) -> None:
     helper.hangs = True
     async with control.peer() as peer:
@@ -255,7 +220,7 @@ async def test_one_foreign_fd_of_a_peer_is_closed_at_a_time(
 
 
 async def test_there_are_few_of_a_user_however_many_connections_it_has(
-    control: Control, helper: Helper, fd: int, foreign: int
+    control: Control, helper: HangingHelper, fd: int, foreign: int
 ) -> None:
     helper.hangs = True
     for _ in range(10):
@@ -271,7 +236,7 @@ async def test_there_are_few_of_a_user_however_many_connections_it_has(
 
 
 async def test_many_peers_may_send_files_of_the_mount_at_once(
-    control: Control, helper: Helper, fd: int
+    control: Control, helper: HangingHelper, fd: int
 ) -> None:
     async def show() -> None:
         async with control.peer() as peer:
@@ -283,7 +248,7 @@ async def test_many_peers_may_send_files_of_the_mount_at_once(
 
 
 async def test_a_helper_that_fails_costs_one_connection(
-    control: Control, helper: Helper, fd: int, caplog: pytest.LogCaptureFixture
+    control: Control, helper: HangingHelper, fd: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     helper.fails = OSError(errno.EIO, "killed")
     async with control.peer() as peer, control.peer() as other:

@@ -25,7 +25,8 @@ from inaccfs.fuse.files import Files
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.semantics import V8
 from inaccfs.shim.superblock import Superblock
-from tests.unit.control_fakes import PAGE, Daemon, DirectHelper, FakeSource
+from tests.unit.control_fakes import PAGE, DirectHelper, FakeSource
+from tests.unit.daemon_fakes import Daemon
 from tests.unit.fakes import fallocate, refused
 
 if TYPE_CHECKING:

@@ -10,15 +10,15 @@ import trio.testing
 
 from inaccfs.semantics import HugetlbRfc, LiveUpdate
 from inaccfs.syscalls import PUNCH
-from tests.unit.control_fakes import PAGE
-from tests.unit.fakes import fallocate
-from tests.unit.test_control_attributes import (
+from tests.unit.control_conversions import (
     PAGES,
     attributes,
     convert,
     serving,
     shim_of,
 )
+from tests.unit.control_fakes import PAGE
+from tests.unit.fakes import fallocate
 
 if TYPE_CHECKING:
     from pathlib import Path

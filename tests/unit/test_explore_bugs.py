@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
+from inaccfs.explore.buggy import KVMS
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import Case, Limits, ScenarioError, explore
-from inaccfs.explore.weaker import KVMS
 from inaccfs.kvm.vmm import Vmm
 from inaccfs.semantics import V7, V8, V10, Bind, GuestMemfd, Plan, Semantics
 from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START

@@ -19,11 +19,11 @@ import inaccfs
 from inaccfs.cli import main, signals
 from inaccfs.errors import OptionError
 from inaccfs.explore import assert_clean, carriers, search, timeline
+from inaccfs.explore.buggy import KVMS
 from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS, Mapped
 from inaccfs.explore.timeline import Line, Timeline, as_columns
 from inaccfs.explore.trial import ends_in_time
-from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import V8, V10
 
 if TYPE_CHECKING:

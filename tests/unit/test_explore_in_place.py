@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from inaccfs.explore.inplace import Dma, DmaPunch, Freeze
+from inaccfs.explore.proposals import Dma, DmaPunch, Freeze
 from inaccfs.explore.scenario import Scenario
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import Case, Limits, explore

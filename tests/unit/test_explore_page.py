@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from inaccfs.explore.buggy import KVMS
 from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.schedule import KINDS
 from inaccfs.explore.search import Case, Limits, explore
-from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import VERSIONS
 from tests import explore_page
 from tests.explore_page import Place

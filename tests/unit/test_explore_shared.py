@@ -141,7 +141,7 @@ class ConvertedInPlace(OnePage):
 
 def test_a_page_that_is_converted_in_place_stays() -> None:
     found = explore(Case(ConvertedInPlace, InPlaceNext()), Limits(seconds=None))
-    assert (found.complete, found.kinds, found.calls.vain) == (True, [], {})
+    assert (found.complete, found.kinds, found.calls.always_refused) == (True, [], {})
 
 
 def test_a_guest_that_gets_an_error_is_no_error_of_the_scenario() -> None:
@@ -235,7 +235,7 @@ class Nowhere(OnePage):
 
 
 def test_calls_that_are_always_refused_are_known() -> None:
-    vain = explore(Case(Nowhere, V8()), Limits(seconds=None)).calls.vain
+    vain = explore(Case(Nowhere, V8()), Limits(seconds=None)).calls.always_refused
     assert set(vain) == {
         "setup: memory-failure of page 0",
         "vcpu: read of gfn 7",
@@ -261,7 +261,9 @@ class Sometimes(OnePage):
 
 
 def test_what_is_granted_in_one_schedule_is_not_in_vain() -> None:
-    assert not explore(Case(Sometimes, Bind()), Limits(seconds=None)).calls.vain
+    assert not explore(
+        Case(Sometimes, Bind()), Limits(seconds=None)
+    ).calls.always_refused
 
 
 def test_assert_clean_warns_of_calls_in_vain() -> None:

@@ -12,9 +12,9 @@ from inaccfs.explore.choosers import Bounded, Chance
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.schedule import Schedule, Violation
 from inaccfs.explore.search import Case, Limits, Outcome, execute, explore
-from inaccfs.explore.seenfile import File, List
 from inaccfs.explore.sequence import Cells
 from inaccfs.explore.state import Step
+from inaccfs.explore.tracked_file import File, List
 from inaccfs.semantics import V10, GuestMemfd, InPlaceV8, LiveUpdate, Semantics
 from tests.explore_commuting import Checker
 from tests.explore_programs import RULES, Free, FreeInPlace, NoFill, Silent, program

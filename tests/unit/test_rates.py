@@ -11,7 +11,7 @@ from rich.console import Console
 from inaccfs.cli.topview import View
 from inaccfs.control.messages import NotifierInfo, Stats, TraceRecord
 from inaccfs.tracing.rates import WINDOW_SECONDS, Rates
-from tests.unit.control_fakes import STATUS
+from tests.unit.daemon_fakes import STATUS
 
 S = 1_000_000_000
 US = 1000

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
 
-class UnseenError(InaccfsError):
+class GuardError(InaccfsError):
     """A scenario does something that the explorer cannot see."""
 
 
@@ -56,7 +56,7 @@ class _Guard:
 
     def _look(self, event: str, _: object) -> None:
         if self.on and event in _REFUSED:
-            raise UnseenError(
+            raise GuardError(
                 f"it {_REFUSED[event]}, of which the explorer knows nothing"
             )
 
@@ -66,7 +66,7 @@ _guard: Final = _Guard()
 
 @contextmanager
 def guarded(*, on: bool = True) -> Iterator[None]:
-    """In a with block, making a socket, a thread or a process raises `UnseenError`."""
+    """In a with block, making a socket, a thread or a process raises `GuardError`."""
     before = _guard.on
     _guard.arm()
     _guard.on = on
@@ -110,7 +110,7 @@ class Things:
         return [_frozen(place.get(name), 0) for _, place, name in self._names]
 
     def check(self) -> None:
-        """Raise `UnseenError` if something has changed since the beginning."""
+        """Raise `GuardError` if something has changed since the beginning."""
         if not self._names or (now := self._now()) == self._before:
             return
         changed = next(
@@ -120,7 +120,7 @@ class Things:
             )
             if before != after
         )
-        raise UnseenError(
+        raise GuardError(
             f"an actor changes {changed}, which the explorer does not track: what "
             "actors share are files and VMs"
         )

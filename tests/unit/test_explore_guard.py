@@ -33,6 +33,7 @@ class Mine(Scenario):
         self.one = self.vm()
         self.slot(self.one, self.fd)
         self.cpu = self.one.create_vcpu()
+        self.io = self.iommu("nothing", self.fd, 1)
         self.list: list[object] = []
         self.dict = {"key": [1]}
         self.bytes = bytearray(4)
@@ -121,8 +122,13 @@ def test_threads_sockets_and_processes_are_refused(
         (lambda one: one.one.client.query_pins(), "query_pins reads what"),
         (lambda one: one.file(pages=1), "an actor calls file(), which is for setup()"),
         (lambda one: one.vm(), "an actor calls vm(), which is for setup()"),
+        (
+            lambda one: one.io.map_file(one.fd, 4096, 4096),
+            "an actor calls map_file(), which is for setup()",
+        ),
+        (lambda one: one.io.unmap(0, 4096), "calls unmap(), which is for setup()"),
     ],
-    ids=["stats", "runs", "some runs", "pins", "file", "vm"],
+    ids=["stats", "runs", "some runs", "pins", "file", "vm", "map_file", "unmap"],
 )
 def test_what_is_not_tracked_is_not_read_or_made(
     does: Callable[[Mine], object], said: str

@@ -25,7 +25,7 @@ class Kvm(NamedTuple):
     invalidation: type[CountedInvalidation] = CountedInvalidation
     # Calls a callback, and answers.
     listen: Callable[[ExploredClient, Due], None] | None = None
-    spoil: Callable[[ExploredVM, ExploredClient], None] | None = None
+    inject: Callable[[ExploredVM, ExploredClient], None] | None = None
 
 
 def _answer_first(client: ExploredClient, due: Due) -> None:
@@ -79,8 +79,8 @@ def _raises(_: ExploredVM, client: ExploredClient) -> None:
     client.bug = _fail
 
 
-def _beside(_: ExploredVM, client: ExploredClient) -> None:
-    client.asks_beside = True
+def _next_page(_: ExploredVM, client: ExploredClient) -> None:
+    client.asks_next_page = True
 
 
 def _no_discard(vm: ExploredVM, _: ExploredClient) -> None:
@@ -99,19 +99,19 @@ def _no_counts(vm: ExploredVM, _: ExploredClient) -> None:
 
 KVMS: Final = {
     "kvm": Kvm("KVM as it is"),
-    "no-retry": Kvm("installs what it has found, whatever came meanwhile", NoRetry),
+    "no-retry": Kvm("does not check mmu_invalidate_seq before it installs", NoRetry),
     "zap-after-ack": Kvm("answers an event first, and zaps then", listen=_answer_first),
     "no-zap": Kvm("answers events, and does nothing", listen=_deaf),
     "short-zap": Kvm("takes the end of an event's range for its last", listen=_short),
-    "no-flush": Kvm("zaps, and does not wait for vCPUs", spoil=_no_flush),
-    "no-end": Kvm("never ends an invalidation", spoil=_no_end),
-    "no-wake": Kvm("waits for an end, and nothing wakes it then", spoil=_no_wake),
-    "no-put": Kvm("keeps its references", spoil=partial(_puts, 0)),
-    "put-twice": Kvm("puts each reference twice", spoil=partial(_puts, 2)),
-    "no-unregister": Kvm("leaves its notifiers", spoil=_no_unregister),
-    "wrong-page": Kvm("asks for the page beside the one it means", spoil=_beside),
-    "no-discard": Kvm("converts, and does not punch", spoil=_no_discard),
-    "callback-raises": Kvm("has a bug in its callback", spoil=_raises),
-    "no-counts": Kvm("does not count what it zaps", spoil=_no_counts),
+    "no-flush": Kvm("zaps, and does not wait for vCPUs", inject=_no_flush),
+    "no-end": Kvm("never ends an invalidation", inject=_no_end),
+    "no-wake": Kvm("is not woken when an invalidation ends", inject=_no_wake),
+    "no-put": Kvm("keeps its references", inject=partial(_puts, 0)),
+    "put-twice": Kvm("puts each reference twice", inject=partial(_puts, 2)),
+    "no-unregister": Kvm("leaves its notifiers", inject=_no_unregister),
+    "wrong-page": Kvm("asks for a page next to the right one", inject=_next_page),
+    "no-discard": Kvm("converts, and does not punch", inject=_no_discard),
+    "callback-raises": Kvm("has a bug in its callback", inject=_raises),
+    "no-counts": Kvm("does not count what it zaps", inject=_no_counts),
 }
 """By name; the first is the sound one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from inaccfs.explore import keys
 from inaccfs.explore.names import MOST_PAGES
 from inaccfs.kvm.attributes import MemoryAttributes
 from inaccfs.kvm.backing import BackingFile
@@ -32,7 +33,7 @@ class UntrackedError(Exception):
     """Shared state has been changed that the explorer does not track."""
 
 
-class Sight:
+class Tracker:
     """What is needed to track the state of one VM, or of one file."""
 
     def __init__(
@@ -83,30 +84,30 @@ class Sight:
             self.schedule.touch((kind, self.number, place))
 
 
-def become(one: object, kind: type, sight: Sight) -> None:
+def become(one: object, kind: type, tracker: Tracker) -> None:
     """Make *one* an object of a class that tracks it."""
-    one.__dict__["_sight"] = sight
+    one.__dict__["_tracker"] = tracker
     object.__setattr__(one, "__class__", kind)
 
 
 def _refuse(one: object, name: str) -> None:
     raise UntrackedError(
         f"{type(one).__bases__[0].__name__}.{name} is shared, and the explorer does "
-        "not track it: see inaccfs/explore/seen.py"
+        "not track it: see inaccfs/explore/tracked_vm.py"
     )
 
 
 class Table(PageTable):
     """A page table, tracked by gfn."""
 
-    _sight: Sight
+    _tracker: Tracker
 
     def __setattr__(self, name: str, value: object) -> None:
         _refuse(self, name)
 
     def walk(self, gfn: int) -> Spte | None:
         """See `PageTable.walk`."""
-        self._sight.read("spte", gfn)
+        self._tracker.read("spte", gfn)
         return super().walk(gfn)
 
     def map_huge(self, gfn: int, pfn: int, level: int) -> None:
@@ -115,24 +116,26 @@ class Table(PageTable):
 
     def map_pages(self, gfn: int, pfn: int, count: int) -> int:
         """See `PageTable.map_pages`."""
-        sight = self._sight
+        tracker = self._tracker
         for index in range(count):
-            sight.write("spte", gfn + index)
-            frame = sight.frame(pfn + index)
-            sight.schedule.note(f"installs gfn {gfn + index} -> frame {frame}")
+            tracker.write("spte", gfn + index)
+            frame = tracker.frame(pfn + index)
+            tracker.schedule.note(f"installs gfn {gfn + index} -> frame {frame}")
         return super().map_pages(gfn, pfn, count)
 
     def zap(self, start: int, end: int) -> ByLevel:
         """See `PageTable.zap`."""
-        sight = self._sight
+        tracker = self._tracker
         if end - start > MOST_PAGES:
             _refuse(self, f"zap of {end - start} pages")
         for gfn in range(start, end):
             if (spte := super().walk(gfn)) is None:
-                sight.read("spte", gfn)
+                tracker.read("spte", gfn)
             else:
-                sight.write("spte", gfn)
-                sight.schedule.note(f"zaps gfn {gfn} -> frame {sight.frame(spte.pfn)}")
+                tracker.write("spte", gfn)
+                tracker.schedule.note(
+                    f"zaps gfn {gfn} -> frame {tracker.frame(spte.pfn)}"
+                )
         return super().zap(start, end)
 
     def walked(self, start: int, end: int) -> list[Run]:
@@ -152,43 +155,43 @@ class Table(PageTable):
 
     def _check(self, name: str) -> None:
         """Reads of the whole table are not tracked."""
-        if self._sight.schedule.runs:
+        if self._tracker.schedule.runs:
             _refuse(self, name)
 
 
 class Attributes(MemoryAttributes):
     """The attributes of a VM, tracked as a whole."""
 
-    _sight: Sight
+    _tracker: Tracker
 
     def __setattr__(self, name: str, value: object) -> None:
         if name != "_bounds":
             _refuse(self, name)
-        self._sight.write("attributes")
+        self._tracker.write("attributes")
         self.__dict__[name] = value
 
     def is_private(self, gfn: int) -> bool:
         """See `MemoryAttributes.is_private`."""
-        self._sight.read("attributes")
+        self._tracker.read("attributes")
         return super().is_private(gfn)
 
     def run(self, gfn: int, limit: int) -> tuple[bool, int]:
         """See `MemoryAttributes.run`."""
-        self._sight.read("attributes")
+        self._tracker.read("attributes")
         return super().run(gfn, limit)
 
     def set(self, start: int, end: int, *, private: bool) -> bool:
         """See `MemoryAttributes.set`."""
-        self._sight.read("attributes")
+        self._tracker.read("attributes")
         changed = super().set(start, end, private=private)
         if changed:
             word = "private" if private else "shared"
-            self._sight.schedule.note(f"gfns [{start}, {end}) are {word} now")
+            self._tracker.schedule.note(f"gfns [{start}, {end}) are {word} now")
         return changed
 
     def mixed(self, start: int, end: int) -> bool:
         """See `MemoryAttributes.mixed`."""
-        self._sight.read("attributes")
+        self._tracker.read("attributes")
         return super().mixed(start, end)
 
 
@@ -203,24 +206,24 @@ class Slot(MemorySlot):
     @property
     def number(self) -> Key:
         """The slot's key; None without private memory."""
-        return None if (sight := self._seen) is None else sight.slots[self]
+        return None if (tracker := self._seen) is None else tracker.slots[self]
 
     @property
-    def _seen(self) -> Sight | None:
-        return self.backing._sight if isinstance(self.backing, Backing) else None
+    def _seen(self) -> Tracker | None:
+        return self.backing._tracker if isinstance(self.backing, Backing) else None
 
     def __setattr__(self, name: str, value: object) -> None:
         if name != "users":
             _refuse(self, name)
-        if (sight := self._seen) is not None:
-            sight.schedule.count(sight.slots[self])
+        if (tracker := self._seen) is not None:
+            tracker.schedule.count(tracker.slots[self])
         _USERS.__set__(self, value)
 
     @property
     def users(self) -> int:  # type: ignore[override]
         """See `MemorySlot`. Only a thread that waits until it is 0 reads it."""
-        if (sight := self._seen) is not None and sight.schedule.asks:
-            sight.schedule.touch(sight.slots[self])
+        if (tracker := self._seen) is not None and tracker.schedule.asks:
+            tracker.schedule.touch(tracker.slots[self])
         found: int = _USERS.__get__(self)
         return found
 
@@ -228,40 +231,36 @@ class Slot(MemorySlot):
 class Backing(BackingFile):
     """A file: its window is tracked; `slots` and the memory have a lock each."""
 
-    _sight: Sight
+    _tracker: Tracker
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in ("slots", "_memory", "window"):
             _refuse(self, name)
         object.__setattr__(self, name, value)
 
-    def reach(self, end: int) -> None:
-        """See `BackingFile.reach`. The window ends where the file does."""
-        sight = self._sight
-        if sight.schedule.tracks:
-            sight.schedule.touch(size_key(sight.files[self.ino]), False)
-        super().reach(end)
-
     @property
     def window(self) -> mmap.mmap | None:
         """See `BackingFile`."""
-        self._sight.read("window", self._sight.files[self.ino])
+        self._tracker.read("window", self._tracker.files[self.ino])
         found: mmap.mmap | None = self.__dict__["window"]
         return found
 
     @window.setter
     def window(self, value: mmap.mmap | None) -> None:
-        sight = self._sight
+        tracker = self._tracker
+        if value is not None and tracker.schedule.tracks:
+            # It ends where the file does.
+            tracker.schedule.touch(keys.size(tracker.files[self.ino]), False)
         if value is not self.__dict__["window"]:
-            sight.write("window", sight.files[self.ino])
-        sight.windows[id(value)] = sight.files[self.ino]
+            tracker.write("window", tracker.files[self.ino])
+        tracker.windows[id(value)] = tracker.files[self.ino]
         self.__dict__["window"] = value
 
 
 class TrackedMmu(Mmu):
     """An MMU: `slots` is tracked, as it is read without a lock."""
 
-    _sight: Sight
+    _tracker: Tracker
 
     def __setattr__(self, name: str, value: object) -> None:
         if name != "slots":
@@ -271,60 +270,30 @@ class TrackedMmu(Mmu):
     @property
     def slots(self) -> MemorySlots:
         """See `Mmu`."""
-        self._sight.read("slots")
+        self._tracker.read("slots")
         found: MemorySlots = self.__dict__["slots"]
         return found
 
     @slots.setter
     def slots(self, value: MemorySlots) -> None:
-        self._sight.write("slots")
+        self._tracker.write("slots")
         for slot in value.slots:
-            self._sight.add_slot(slot)
+            self._tracker.add_slot(slot)
             object.__setattr__(slot, "__class__", Slot)
             backing = slot.backing
             if backing is not None and not isinstance(backing, Backing):
-                become(backing, Backing, self._sight)
-                self._sight.add_window(backing)
+                become(backing, Backing, self._tracker)
+                self._tracker.add_window(backing)
         self.__dict__["slots"] = value
 
 
-def watch_vm(vm: VM, sight: Sight) -> None:
+def watch_vm(vm: VM, tracker: Tracker) -> None:
     """Track what the threads of a VM share. It has no slots yet."""
     mmu = vm._mmu
-    sight.schedule.state.of_key["slots", sight.number, 0] = lambda: tuple(
-        sight.slots[slot] for slot in mmu.__dict__["slots"].slots
+    tracker.schedule.state.of_key["slots", tracker.number, 0] = lambda: tuple(
+        tracker.slots[slot] for slot in mmu.__dict__["slots"].slots
     )
-    become(mmu.table, Table, sight)
-    become(mmu.shared_table, Table, sight)
-    become(mmu.attributes, Attributes, sight)
-    become(mmu, TrackedMmu, sight)
-
-
-def page_key(file: int, page: int) -> Key:
-    """The key of a page of a file, and of the frame that it has."""
-    return "page", file, page
-
-
-def size_key(file: int) -> Key:
-    """The key of the size of a file."""
-    return "size", file, 0
-
-
-def frozen_key(file: int) -> Key:
-    """The key of whether a file is frozen, and by which client."""
-    return "frozen", file
-
-
-def kind_key(file: int, page: int) -> Key:
-    """The key of whether a page of a file is private."""
-    return "kind", file, page
-
-
-def cell_key(file: int, page: int) -> Key:
-    """The key of the content of a page of a file, as guests see it."""
-    return "cell", file, page
-
-
-def references_key(pfn: int) -> Key:
-    """The key of the references to a frame."""
-    return "references", pfn
+    become(mmu.table, Table, tracker)
+    become(mmu.shared_table, Table, tracker)
+    become(mmu.attributes, Attributes, tracker)
+    become(mmu, TrackedMmu, tracker)
