@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.hard import budget
+from tests.unit.test_buddy import AnyOrder
 from tests.unit.test_namespace_model import Histories
 from tests.unit.test_references import EachPage
-from tests.unit.test_simulated import AnyOrder
 
 if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine

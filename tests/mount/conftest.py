@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
+import tempfile
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import pytest
 
 import inaccfs
+from inaccfs.fuse import finding
 from inaccfs.kvm import VM
 from tests.mount import support
 from tests.mount.guests import add_slot, memfd
+from tests.mount.namespaces import private_namespace
+from tests.mount.nobody import Nobody, setup_script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from inaccfs.client import Client
     from inaccfs.status import Status
@@ -256,3 +261,46 @@ def point(scratch: Path) -> Path:
     path = scratch / "mnt"
     path.mkdir()
     return path
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory that becomes the user's home, in the namespace only."""
+    if shutil.which("fusermount3") is None:
+        pytest.skip("no fusermount3")
+    with tempfile.TemporaryDirectory(prefix="inaccfs-") as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+@pytest.fixture
+def nobody(home: Path) -> Iterator[Nobody]:
+    """A user who may make user namespaces, if the machine allows them."""
+    with private_namespace(setup_script(home)) as namespace:
+        yield Nobody(namespace, home)
+
+
+@pytest.fixture
+def confined(home: Path) -> Iterator[Nobody]:
+    """A user who may not, because of a chroot: see EPERM in unshare(2)."""
+    root = home / "root"
+    script = f"{setup_script(home)}\nmkdir root; mount --rbind / root"
+    with private_namespace(script) as namespace:
+        yield Nobody(namespace, home, str(root))
+
+
+@pytest.fixture
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the time after which a stopped daemon counts as not answering."""
+    monkeypatch.setattr(finding, "DAEMON_SECONDS", 1.0)
+
+
+@pytest.fixture
+def _nothing_is_mounted(point: Path, scratch: Path) -> Iterator[None]:
+    """After the test nothing is left of a mount that could not be made."""
+    yield
+    if support.is_mounted(point):
+        support.cli("umount", point)
+        pytest.fail("there is a mount")
+    assert os.listdir(point) == []
+    assert not (scratch / "control").exists()

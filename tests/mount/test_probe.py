@@ -20,8 +20,8 @@ from inaccfs.probe import table
 from inaccfs.probe.outcomes import was_tried
 from tests.mount import support
 from tests.mount.namespaces import private_namespace
+from tests.mount.nobody import Nobody, need_user_namespace, setup_script
 from tests.mount.support import NOBODY, PAGE, TOP, background, cli, run
-from tests.mount.test_unprivileged import Nobody, need_user_namespace, setup_script
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

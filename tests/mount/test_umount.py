@@ -1,8 +1,7 @@
-"""`inaccfs umount` in every state of the daemon, and mounts that have copies."""
+"""`inaccfs umount` in every state of the daemon, and with other mounts in its way."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,11 +13,9 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import inaccfs
-from inaccfs import ending, launch, mountcalls, mountinfo
+from inaccfs import ending, mountcalls, mountinfo
 from inaccfs.fuse import finding, mounting, unmounting
-from inaccfs.fuse.ownmount import OwnMount, is_covered
 from tests.mount import support
-from tests.mount.namespaces import private_namespace, quoted
 from tests.mount.support import (
     PATIENCE,
     SOON,
@@ -31,10 +28,10 @@ from tests.mount.support import (
     outcome,
     run,
 )
+from tests.mount.unmounting import bound, stopped, umount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
     from pathlib import Path
 
     from inaccfs import Mount
@@ -51,35 +48,7 @@ def mount(new_mount: Mount) -> Mount:
 GONE = ("ENOTCONN", "ECONNABORTED")
 
 
-@pytest.fixture
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the time after which a stopped daemon counts as not answering."""
-    monkeypatch.setattr(finding, "DAEMON_SECONDS", 1.0)
-
-
-def umount(*words: str | Path) -> str:
-    """The one line that `inaccfs umount` prints, with status 0."""
-    result = cli("umount", *words)
-    assert result.stdout == ""
-    assert result.stderr.startswith("inaccfs: ")
-    assert result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
-
-
 # --- a daemon that does not answer --------------------------------------------
-
-
-@contextmanager
-def stopped(mount: Mount) -> Iterator[None]:
-    """The daemon is stopped for as long as the block lasts."""
-    mount.process.send_signal(signal.SIGSTOP)
-    try:
-        # It is stopped when /proc says so, not when the signal is sent.
-        os.waitid(os.P_PID, mount.pid, os.WSTOPPED | os.WNOWAIT)
-        yield
-    finally:
-        mount.process.send_signal(signal.SIGCONT)
-
 
 ASKER: Final = """
 import os, sys
@@ -240,147 +209,6 @@ def test_a_connection_without_a_reader_is_aborted(
             mountcalls.umount(str(point), mountcalls.MNT_DETACH)
 
 
-# --- a mount that has copies --------------------------------------------------
-
-
-@contextmanager
-def bound(source: Path, place: Path) -> Iterator[Path]:
-    """A bind mount of *source* at *place*."""
-    place.mkdir()
-    run("mount", "--bind", source, place)
-    try:
-        yield place
-    finally:
-        run("umount", "-l", place, status=None)
-
-
-def test_umount_of_one_of_two_says_where_the_other_is(
-    point: Path, scratch: Path
-) -> None:
-    with background(point, scratch) as pid, bound(point, scratch / "b") as copy:
-        before = time.monotonic()
-        assert umount(copy) == (
-            f"inaccfs: {copy} is unmounted; its daemon {pid} goes on, because the "
-            f"mount has copies: {point}\n"
-        )
-        assert time.monotonic() - before < SOON
-        run("mount", "--bind", point, copy)
-        assert f"because the mount has copies: {copy}\n" in umount(point)
-        assert os.listdir(copy) == []
-        # The daemon ends with the last of them.
-        daemon = os.pidfd_open(pid)
-        try:
-            assert cli("umount", copy).stderr == ""
-            assert support.wait_readable(daemon, 0)
-        finally:
-            os.close(daemon)
-
-
-def test_a_copy_of_a_directory_is_one_too(point: Path, scratch: Path) -> None:
-    with background(point, scratch):
-        (point / "sub").mkdir()
-        with bound(point / "sub", scratch / "b") as copy:
-            assert f"the mount has copies: {point}\n" in umount(copy)
-            run("mount", "--bind", point / "sub", copy)
-            assert f"the mount has copies: {copy}\n" in umount(point)
-            assert cli("umount", copy).stderr == ""
-
-
-def test_umount_says_that_another_namespace_has_a_copy(
-    point: Path, scratch: Path
-) -> None:
-    with background(point, scratch) as pid:
-        with private_namespace(copies=True) as namespace:
-            message = umount(point)
-            assert (
-                f"{point} is unmounted; its daemon {pid} goes on, because " in message
-            )
-            assert "copies in another mount namespace" in message
-            namespace.run("ls", point)
-        support.wait_for_exit(pid)
-
-
-def test_a_namespace_of_another_test_has_no_copy(point: Path, scratch: Path) -> None:
-    """Otherwise tests that run at the same time would disturb each other."""
-    with background(point, scratch), private_namespace() as namespace:
-        assert " fuse.inaccfs " not in namespace.run("cat", "/proc/mounts").stdout
-        assert cli("umount", point).stderr == ""
-
-
-def test_umount_inside_a_container_that_does_not_see_the_daemon(
-    point: Path, scratch: Path
-) -> None:
-    """There its pid belongs to another process, and its socket cannot be reached."""
-    hide = f"mkdir {quoted(scratch / 'e')}"
-    with support.mounted(point) as mount:
-        sockets = quoted(mount.control.parent)
-        with private_namespace(hide, copies=True) as namespace:
-            namespace.shell(f"mount -t tmpfs none {sockets}")
-            before = time.monotonic()
-            namespace.run(*inaccfs_command("umount", point))
-            assert time.monotonic() - before < SOON
-        assert os.listdir(point) == []
-        assert mount.process.poll() is None
-
-
-@pytest.mark.parametrize("where", ["bind", "namespace", "lazily"])
-def test_mounted_ends_its_daemon_in_spite_of_copies(scratch: Path, where: str) -> None:
-    with support.mounted() as mount:
-        new_file(mount.path / "file")
-        own = OwnMount(finding.find(str(mount.path)))
-        copies: dict[str, Callable[[], AbstractContextManager[object]]] = {
-            "bind": lambda: bound(mount.path, scratch / "b"),
-            "namespace": lambda: private_namespace(copies=True),
-            "lazily": lambda: opened(mount.path / "file"),
-        }
-        with copies[where]():
-            if where == "lazily":
-                run("umount", "-l", mount.path)
-            before = time.monotonic()
-            launch._take_down(mount, own, quiet=False)
-            assert time.monotonic() - before < SOON
-            assert mount.process.returncode == 0
-
-
-def test_mounted_leaves_mounts_that_others_make_in_its_place(point: Path) -> None:
-    """This is so even if such a mount gets the numbers of the earlier mount."""
-    with inaccfs.mounted(point) as mount:
-        run("umount", point)
-        assert mount.process.wait(PATIENCE) == 0
-        block = support.mounted(point)
-        other = block.__enter__()
-    assert other.status().pid == other.pid
-    block.__exit__(None, None, None)
-
-
-def test_a_mount_with_reused_numbers_is_another() -> None:
-    """This is so while the daemon runs, and if the other mount is dead or covered."""
-    with support.mounted() as mount:
-        found = finding.find(str(mount.path))
-        own = OwnMount(found)
-        assert own.find() == found
-        with support.mounted() as other:
-            where = finding.find(str(other.path))
-            stale = OwnMount(where)
-        # As if `found` had got its numbers.
-        stale._mount = found  # type: ignore[misc]
-        assert stale.find() is None
-        run("mount", "-t", "tmpfs", "none", mount.path)
-        assert stale.find() is None
-        assert own.find() == found
-        run("umount", mount.path)
-
-
-def test_a_mount_that_is_unmounted_meanwhile_is_not_covered() -> None:
-    with support.mounted() as mount:
-        found = finding.find(str(mount.path))
-        assert not is_covered(found)
-        run("mount", "-t", "tmpfs", "none", mount.path)
-        assert is_covered(found)
-        run("umount", mount.path)
-    assert not is_covered(found)
-
-
 def test_mounted_ends_a_daemon_that_is_stopped() -> None:
     with support.mounted() as mount:
         mount.process.send_signal(signal.SIGSTOP)
@@ -423,17 +251,6 @@ def test_a_copy_of_a_stopped_mount_takes_nothing_from_the_other(
             )
             assert not support.is_mounted(copy)
         assert outcome(os.fstat, fd) == "ok"
-
-
-def test_a_mount_that_has_got_the_number_of_the_old_one_is_no_copy(
-    point: Path,
-) -> None:
-    """The kernel gives a device number to the next file system."""
-    with support.mounted() as other:
-        found = finding.find(str(other.path))
-        gone = found._replace(number=-1, path=str(point))
-        copies = [found._replace(number=-2)]
-        assert ending._describe_copies(gone, copies, "goes on") is None
 
 
 # --- what is in the way -------------------------------------------------------
@@ -506,47 +323,6 @@ def test_several_at_once_are_not_in_each_others_way(point: Path, scratch: Path) 
             assert said.count("\n") <= 1
 
 
-def test_what_another_namespaces_daemon_has_is_not_removed(
-    point: Path, scratch: Path
-) -> None:
-    """It is mounted at the same path, so its socket has the name that ours would."""
-    with private_namespace() as namespace:
-        namespace.run(*inaccfs_command("mount", "--log", scratch / "log", point))
-        asked = namespace.run(*inaccfs_command("status", "--json", point)).stdout
-        control = json.loads(asked)["control"]
-        try:
-            cli("mount", "--control", scratch / "c", "--log", scratch / "l", point)
-            pid = support.status_of(point).pid
-            os.kill(pid, signal.SIGKILL)
-            support.wait_for_exit(pid)
-            assert "its daemon was dead" in umount(point)
-            assert os.path.exists(control)
-        finally:
-            namespace.run(*inaccfs_command("umount", point))
-    assert not os.path.exists(control)
-
-
-@pytest.mark.usefixtures("_hasty")
-def test_another_namespaces_daemon_is_not_to_be_killed(
-    point: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is not the one that does not answer."""
-    monkeypatch.setattr(ending, "_ENDING_SECONDS", 0.1)
-    with private_namespace() as namespace:
-        namespace.run(*inaccfs_command("mount", "--log", scratch / "log", point))
-        try:
-            cli("mount", "--control", scratch / "c", "--log", scratch / "l", point)
-            pid = support.status_of(point).pid
-            os.kill(pid, signal.SIGSTOP)
-            try:
-                assert umount(point).endswith("so its connection is aborted\n")
-            finally:
-                os.kill(pid, signal.SIGCONT)
-            support.wait_for_exit(pid)
-        finally:
-            namespace.run(*inaccfs_command("umount", point))
-
-
 def test_a_mount_inside_the_mount_is_named(mount: Mount) -> None:
     nested = mount.path / "sub"
     nested.mkdir()
@@ -554,6 +330,7 @@ def test_a_mount_inside_the_mount_is_named(mount: Mount) -> None:
     assert f"is busy: umount {nested}, which is mounted in it" in complaint(
         "umount", mount.path
     )
+
     # mounted() unmounts both.
 
 

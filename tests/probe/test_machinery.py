@@ -1,38 +1,24 @@
-"""The probe itself: children that fail, the files that it makes, and its report."""
+"""The probe itself: children that fail, outcomes, and attempts."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import mmap
 import os
 import resource
 import signal
-import stat
-import subprocess
-import sys
 from contextlib import ExitStack, suppress
-from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-import inaccfs
 from inaccfs import errnos, mmcalls, uring
-from inaccfs.probe import calls, children, naming, outcomes, report, rings, table
-from inaccfs.probe.attempts import Row, Subject, attempt, rows
+from inaccfs.probe import calls, children, outcomes, rings, table
+from inaccfs.probe.attempts import Subject, attempt
 from inaccfs.probe.outcomes import NotHere
-from inaccfs.probe.table import Result
-from inaccfs.probe.targets import (
-    Directory,
-    GivenFile,
-    GuestMemfd,
-    Memfd,
-    ProbeError,
-    Target,
-)
+from inaccfs.probe.targets import Memfd, ProbeError
+from tests.probe.support import PAGE, SIZE, row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,19 +26,11 @@ if TYPE_CHECKING:
 # Idle threads of earlier tests have no lock that a child needs.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 
-TOP = str(Path(inaccfs.__file__).parent.parent)
-PAGE = mmap.PAGESIZE
-SIZE = 4 * PAGE
-
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shorter time limit for calls that hang."""
     monkeypatch.setattr(children, "LIMIT", 0.1)
-
-
-def row(call: Callable[[Subject], str | None]) -> Row:
-    return rows("group", {"name": call})[0]
 
 
 def hang() -> NoReturn:
@@ -264,245 +242,3 @@ def test_an_operation_that_the_kernel_lacks_differs_from_one_that_fails() -> Non
         pytest.skip("no io_uring")
     assert missing(rings.FSYNC) == "size 0"
     assert missing(200) == "not here: io_uring has no operation 200"
-
-
-# --- files that a user names ----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("missing", "missing does not exist: name an empty file, a directory"),
-        ("guest-memfd", "does not exist: .* guest_memfd:mmap"),
-        ("pipe", "pipe is neither a regular file nor a directory"),
-        ("/dev/null", "/dev/null is neither"),
-        ("full", "full has 4 bytes, and would lose them: .* or use --force"),
-        ("memfd:mmap", "memfd has no flags; a file is ./memfd:mmap"),
-        ("guest_memfd:huge", "no flag 'huge' of guest_memfd: mmap, init_shared"),
-        ("full/below", "cannot look at full/below: Not a directory"),
-        ("/proc", "/proc: cannot make a file: "),
-    ],
-)
-def test_a_target_that_cannot_be_probed_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    os.mkfifo("pipe")
-    (tmp_path / "full").write_text("full")
-    with pytest.raises(ProbeError, match=expected) as refusal:
-        naming.find(name)
-    assert "\n" not in str(refusal.value)
-    assert (tmp_path / "full").read_text() == "full"
-
-
-def test_a_directory_keeps_nothing(tmp_path: Path) -> None:
-    target = naming.find(str(tmp_path))
-    assert isinstance(target, Directory)
-    read = next(row for row in table.ROWS if row.name == "read")
-    assert attempt(target, read) == "ok 4096 bytes"
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_directory_without_nameless_files_keeps_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Many FUSE file systems, and NFS, are like this."""
-
-    def refuse(path: str, flags: int, mode: int = 0o777) -> int:
-        if flags & os.O_TMPFILE == os.O_TMPFILE:
-            raise OSError(errno.EOPNOTSUPP, "")
-        return really(path, flags, mode)
-
-    really = os.open
-    monkeypatch.setattr(os, "open", refuse)
-    target = naming.find(str(tmp_path))
-    assert attempt(target, row(lambda it: f"size {it.size}")) == f"size {SIZE}"
-    assert os.listdir(tmp_path) == []
-
-
-def test_an_empty_file_is_used(tmp_path: Path) -> None:
-    path = tmp_path / "memfd"
-    path.touch()
-    assert isinstance(naming.find(str(path)), GivenFile)
-    # The question leaves the file as it is.
-    assert path.stat().st_size == 0
-
-
-def test_a_named_file_keeps_its_attributes(tmp_path: Path) -> None:
-    """Its bytes are lost, as documented; its owner, mode and names are kept."""
-    path = tmp_path / "full"
-    path.write_text("#!/bin/sh\nexit 3\n")
-    path.chmod(0o4751)
-    before = path.stat()
-    # A small process forks a child for each row much faster than this one.
-    ran = subprocess.run(
-        [sys.executable, "-m", "inaccfs", "probe", "--json", "--force", path],
-        env={**os.environ, "PYTHONPATH": TOP},
-        capture_output=True,
-        check=True,
-    )
-    result = {row["name"]: row["outcome"] for row in json.loads(ran.stdout)["rows"]}
-
-    assert path.read_bytes().count(0) == path.stat().st_size
-    assert result["execveat"] != "ends with status 3"
-    assert result["ftruncate larger"] == f"ok, size {2 * SIZE}"
-    assert result["FICLONE"] == "not here: takes two files"
-    after = path.stat()
-    assert stat.S_IMODE(after.st_mode) & 0o777 == 0o751
-    assert (after.st_ino, after.st_uid, after.st_gid) == (
-        *(before.st_ino, before.st_uid, before.st_gid),
-    )
-    assert os.listxattr(path) == []
-    assert os.listdir(tmp_path) == ["full"]
-
-
-def test_a_file_with_content_is_not_run(tmp_path: Path) -> None:
-    """The same is true of a file that cannot be emptied."""
-    path = tmp_path / "script"
-    path.write_text("#!/bin/sh\nexit 3\n")
-    path.chmod(0o700)
-
-    class Stubborn(GivenFile):
-        def make(self) -> int:
-            return os.open(self.name, os.O_RDWR)
-
-    for row_ in table.ROWS:
-        if row_.group == "exec":
-            assert attempt(Stubborn(str(path)), row_) == "not here: is not empty"
-
-
-def test_a_size_that_cannot_change_is_reported(tmp_path: Path) -> None:
-    path = tmp_path / "sized"
-    path.write_bytes(b"x")
-
-    class Sized(GivenFile):
-        def _open(self) -> int:
-            return os.open(self.name, os.O_RDONLY)
-
-    first = next(row for row in table.ROWS if row.name == "first size")
-    assert attempt(Sized(str(path)), first) == "not here: has a size already"
-
-
-@pytest.mark.parametrize(
-    ("number", "expected"),
-    [(errno.ENOENT, "No such file or directory"), (errno.EACCES, "Permission denied")],
-)
-def test_where_there_is_no_kvm_there_is_no_guest_memfd(
-    monkeypatch: pytest.MonkeyPatch, number: int, expected: str
-) -> None:
-    def refuse(*_arguments: object) -> int:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(
-        ProbeError, match=f"no guest_memfd here: .*/dev/kvm: {expected}"
-    ):
-        GuestMemfd("guest_memfd", 0).make()
-
-
-# --- the report -----------------------------------------------------------------------
-
-
-class Named(Memfd):
-    """A target with a name."""
-
-
-def results(*found: tuple[str, ...], group: str = "read") -> list[Result]:
-    return [
-        Result(Row(group, name, lambda _subject: None, False), list(outcomes))
-        for name, *outcomes in found
-    ]
-
-
-def test_differences_are_marked() -> None:
-    shown = report.table(
-        [Named("a"), Named("b")],
-        [
-            *results(("read", "EINVAL", "EINVAL"), ("pread", "ESPIPE", "ok 8 bytes")),
-            *results(("FICLONE", "ok", "not here: why"), group="write"),
-        ],
-        None,
-    )
-    assert shown.splitlines() == [
-        "           a       b",
-        "",
-        "read",
-        "  read     EINVAL  EINVAL",
-        "! pread    ESPIPE  ok 8 bytes",
-        "",
-        "write",
-        "  FICLONE  ok      not here: why",
-        "",
-        "3 rows, 1 differ, 1 not tried",
-    ]
-
-
-def test_one_target_differs_from_nothing() -> None:
-    shown = report.table([Named("a")], results(("read", "EINVAL")), None)
-    assert shown.endswith("\n\n1 rows")
-    assert "!" not in shown
-
-
-@pytest.mark.parametrize("width", [200, 100, 80, 60, 47, 30])
-def test_a_narrow_terminal_loses_nothing(width: int) -> None:
-    rows = results(
-        ("fallocate PUNCH_HOLE|KEEP_SIZE unaligned offset", "ok", "EOPNOTSUPP"),
-        ("copy_file_range", "not here: a rather long reason", "ok, size 16384"),
-    )
-    shown = report.table([Named("guest_memfd"), Named("/mnt/guests/here")], rows, width)
-    # No column is narrower than 12, so there is a narrowest table.
-    assert max(map(len, shown.splitlines())) <= max(width, 42)
-    words = shown.split()
-    for word in ("unaligned", "offset", "rather", "reason", "16384", "EOPNOTSUPP"):
-        assert word in words
-    assert sum(line.startswith("! ") for line in shown.splitlines()) == 1
-
-
-def test_the_report_says_that_one_file_is_used_for_all_rows() -> None:
-    shown = report.table([GivenFile("f")], results(("read", "EINVAL")), None)
-    assert shown.startswith("f: the same for all rows: ")
-
-
-def test_names_that_are_no_text_are_shown() -> None:
-    """Paths may have any bytes."""
-    name = os.fsdecode(b"/mnt/\xff")
-    report.table([Named(name)], results(("read", "ok")), None).encode()
-    assert json.loads(report.as_json([Named(name)], results(("read", "ok"))))
-
-
-def test_json_has_the_same() -> None:
-    found = json.loads(
-        report.as_json(
-            [Named("a"), GivenFile("b")],
-            results(("read", "ok", "EINVAL"), ("pread", "ok", "not here: why")),
-        )
-    )
-    assert found["target"] == {"name": "a", "file": Target.origin}
-    assert found["against"] == {"name": "b", "file": GivenFile.origin}
-    assert found["rows"] == [
-        {
-            "group": "read",
-            "name": "read",
-            "outcome": "ok",
-            "against": "EINVAL",
-            "differs": True,
-        },
-        {
-            "group": "read",
-            "name": "pread",
-            "outcome": "ok",
-            "against": "not here: why",
-            "differs": False,
-        },
-    ]
-    alone = json.loads(report.as_json([Named("a")], results(("read", "ok"))))
-    assert alone["against"] is None
-    assert alone["rows"][0]["against"] is None
-    assert alone["rows"][0]["differs"] is None
-
-
-def test_rows_have_names_of_their_own_and_groups_hold_together() -> None:
-    names = [row.name for row in table.ROWS]
-    assert len(set(names)) == len(names)
-    groups = [row.group for row in table.ROWS]
-    assert len([group for group, _ in groupby(groups)]) == len(set(groups))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from inaccfs.fuse.wire import Op
-from tests.unit.fakes import FALLOCATE_IN, BlockedAllocator, World
+from tests.unit.fakes import FALLOCATE_IN, World
+
+if TYPE_CHECKING:
+    from tests.unit.blocked_fakes import BlockedAllocator
 
 PAGE = 4096
 # More than is dealt with in the trio loop, and more than cannot be interrupted.

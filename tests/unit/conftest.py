@@ -22,10 +22,11 @@ from inaccfs.semantics import V8
 from inaccfs.shim.superblock import Superblock
 from tests.unit.aio_calls import connected
 from tests.unit.allocator_fakes import Stuck, StuckInUndoing, Worker, Working, working
+from tests.unit.blocked_fakes import BlockedAllocator
 from tests.unit.client_fakes import FakeDaemon, Peer, no_fds_leak
 from tests.unit.client_talks import Talk
 from tests.unit.control_fakes import Control, controlling
-from tests.unit.fakes import BlockedAllocator, World, serving
+from tests.unit.fakes import World, serving
 from tests.unit.pages_fakes import assert_no_strays
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 # In pages.
 SIZE = 16
+HUGE = 512
 
 Event = tuple[str, int, int, str | None]
 

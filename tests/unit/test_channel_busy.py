@@ -12,14 +12,13 @@ import trio.testing
 
 from inaccfs import syscalls
 from inaccfs.fuse.wire import Op
+from tests.unit.blocked_fakes import BlockedAllocator, BlockedUndoing
 from tests.unit.channel_calls import PAGE, start_allocation
 from tests.unit.fakes import (
     FALLOCATE_IN,
     INTERRUPT_IN,
     OPEN_IN,
     RENAME2_IN,
-    BlockedAllocator,
-    BlockedUndoing,
     World,
     serving,
 )

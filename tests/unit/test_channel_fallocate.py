@@ -14,17 +14,9 @@ from inaccfs import syscalls
 from inaccfs.fuse import wire
 from inaccfs.fuse.wire import Op
 from inaccfs.syscalls import PUNCH
+from tests.unit.blocked_fakes import BlockedAllocator, BlockedCall, BlockedUndoing
 from tests.unit.channel_calls import INTERRUPTIBLE, LONG, PAGE, start_allocation
-from tests.unit.fakes import (
-    FALLOCATE_IN,
-    INTERRUPT_IN,
-    LSEEK_IN,
-    READ_IN,
-    BlockedAllocator,
-    BlockedCall,
-    BlockedUndoing,
-    World,
-)
+from tests.unit.fakes import FALLOCATE_IN, INTERRUPT_IN, LSEEK_IN, READ_IN, World
 
 if TYPE_CHECKING:
     from pathlib import Path

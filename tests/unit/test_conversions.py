@@ -1,21 +1,18 @@
-"""Conversions: first the checks, then the events and the store; pins refuse them."""
+"""Conversions: first the checks, then the events and the store."""
 
 from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 import pytest
 
 from inaccfs.errors import PageError, PinnedError
 from inaccfs.semantics import (
-    V7,
     V8,
     GuestMemfd,
     GuestMemfd72,
     GuestMemfdShared,
-    HugetlbRfc,
     InPlaceNext,
     InPlaceV8,
     MigratableRfc,
@@ -24,11 +21,6 @@ from inaccfs.semantics import (
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
 from tests.unit.conversion_worlds import PAGE, SIZE, world
 from tests.unit.fakes import refused
-
-if TYPE_CHECKING:
-    from inaccfs.inprocess import File
-
-HUGE = 512
 
 # --- what is converted --------------------------------------------------------------
 
@@ -160,98 +152,6 @@ def test_other_orders_go_with_conversions_too(order: str, names: list[str]) -> N
         assert [event for event, *_ in it.events] == names
 
 
-# --- references and pins ------------------------------------------------------------
-
-
-def test_a_reference_refuses_a_conversion_to_private_and_nobody_hears_of_it() -> None:
-    with world(initial="shared") as it:
-        it.listen(0, SIZE)
-        pfn = it.file.get_pfn(5).pfn
-        for start, count in ((0, SIZE), (5, 1), (3, 4)):
-            with pytest.raises(PinnedError) as caught:
-                it.file.set_memory_attributes(start, count, True)
-            assert (caught.value.errno, caught.value.offset) == (errno.EAGAIN, 5)
-        assert (it.events, it.private) == ([], [])
-        # All others can be converted, and then the whole range, once it is put.
-        it.file.set_memory_attributes(0, 5, True)
-        it.file.set_memory_attributes(6, 10, True)
-        it.file.put_pfn(pfn)
-        it.file.set_memory_attributes(0, SIZE, True)
-        assert it.private == [(0, SIZE)]
-
-
-def test_a_reference_to_a_private_page_does_not_refuse_to_share_it() -> None:
-    with world() as it:
-        it.listen(0, SIZE)
-        it.file.get_pfn(5)
-        it.file.set_memory_attributes(0, SIZE, False)
-        assert it.private == []
-
-
-def test_a_reference_to_a_punched_page_refuses_nothing() -> None:
-    with world(initial="shared") as it:
-        it.listen(0, SIZE)
-        it.file.get_pfn(5)
-        it.mount.fallocate(it.fd, PUNCH, 5 * PAGE, PAGE)
-        it.file.set_memory_attributes(0, SIZE, True)
-
-
-@pytest.mark.parametrize(("rule", "page"), [("references", 2), ("pins first", 9)])
-def test_which_page_is_told_depends_on_what_is_looked_at_first(
-    rule: str, page: int
-) -> None:
-    with world(initial="shared", pin_check=rule) as it:
-        it.listen(0, SIZE)
-        it.file.get_pfn(2)
-        it.file.pin_pages(9)
-        with pytest.raises(PinnedError) as caught:
-            it.file.set_memory_attributes(0, SIZE, True)
-        assert caught.value.offset == page
-
-
-def test_where_nothing_is_looked_for_nothing_refuses() -> None:
-    with world(initial="shared", pin_check="none") as it:
-        it.file.pin_pages(9)
-        it.file.set_memory_attributes(0, SIZE, True)
-
-
-def test_without_references_a_pin_still_refuses() -> None:
-    with world(InPlaceNext, initial="shared") as it:
-        it.listen(0, SIZE)
-        it.file.get_pfn(1)
-        pinned = it.file.pin_pages(3, 2)
-        with pytest.raises(PinnedError) as caught:
-            it.file.set_memory_attributes(0, SIZE, True)
-        assert caught.value.offset == 3
-        it.file.unpin_pages(pinned)
-        with refused(errno.EINVAL):
-            it.file.unpin_pages(pinned)
-        it.file.set_memory_attributes(0, SIZE, True)
-
-
-def test_pins_go_with_their_client() -> None:
-    with world(initial="shared") as it:
-        other = it.mount.connect()
-        other.file(it.fd).pin_pages(3)
-        with refused(errno.EAGAIN):
-            it.file.set_memory_attributes(0, SIZE, True)
-        other.close()
-        it.file.set_memory_attributes(0, SIZE, True)
-
-
-def test_a_pin_locks_no_page_where_get_pfn_does() -> None:
-    """A lock ends with put-pfn, and is waited for; a pin may never end."""
-    with world(V7, mmap="shared", initial="shared") as it:
-        pinned = it.file.pin_pages(3)
-        got = it.file.get_pfn(3)
-        with refused(errno.EAGAIN):
-            it.file.get_pfn(3)
-        it.file.put_pfn(got.pfn)
-        # Nobody is waited for, and evicted.
-        it.mount.fallocate(it.fd, PUNCH, 3 * PAGE, PAGE)
-        it.file.unpin_pages(pinned)
-
-
 # --- content ------------------------------------------------------------------------
 
 
@@ -306,131 +206,6 @@ def test_in_other_versions_it_does_not() -> None:
     with world(GuestMemfd72) as it:
         it.listen(0, SIZE)
         assert it.file.get_pfn(1).private is None
-
-
-# --- huge pages ---------------------------------------------------------------------
-
-
-def orders(file: File, start: int, count: int) -> list[tuple[int, int, int]]:
-    found = file.get_pfns(start, count)
-    for one in found:
-        file.put_pfn(one.pfn, one.count)
-    return [(one.offset, one.count, one.order) for one in found]
-
-
-def test_a_huge_page_splits_at_its_first_shared_page_and_merges_again() -> None:
-    with world(HugetlbRfc, 4 * HUGE) as it:
-        it.listen(0, 4 * HUGE)
-        # Memory comes in whole huge pages.
-        assert orders(it.file, 5, 1) == [(5, 1, 9)]
-        assert it.blocks == HUGE
-        it.file.set_memory_attributes(7, 2, False)
-        assert orders(it.file, 0, 2 * HUGE) == [
-            (0, 7, 0),
-            (7, 2, 0),
-            (9, HUGE - 9, 0),
-            (HUGE, HUGE, 9),
-        ]
-        it.file.set_memory_attributes(7, 1, True)
-        assert orders(it.file, 0, 1) == [(0, 1, 0)]
-        it.file.set_memory_attributes(8, 1, True)
-        assert orders(it.file, 0, 2 * HUGE) == [(0, 2 * HUGE, 9)]
-        assert it.blocks == 2 * HUGE
-
-
-@pytest.mark.parametrize("bound", [True, False], ids=["bound", "referenced"])
-def test_the_time_does_not_grow_with_huge_pages_that_nobody_watches(
-    bound: bool,
-) -> None:
-    pages = 1 << 38
-    with world(HugetlbRfc, pages, initial="shared") as it:
-        it.listen(pages - 10, pages)
-        it.client.file(it.fd).get_pfn(pages - 10)
-        if not bound:
-            it.client.close()
-            it.client = it.mount.connect()
-            it.file = it.client.file(it.fd)
-            it.file.pin_pages(pages - 10, 1)
-        it.file.set_memory_attributes(0, pages - HUGE, True)
-        assert it.private == [(0, pages - HUGE)]
-        assert it.events == []
-        with pytest.raises(PinnedError):
-            it.file.set_memory_attributes(0, pages, True)
-        it.file.set_memory_attributes(0, pages, False)
-        kinds = [("start", "shared"), ("end", "shared")] if bound else []
-        assert [(event, kind) for event, _, _, kind in it.events] == kinds
-
-
-def test_events_of_a_huge_page_are_rounded_out_to_it() -> None:
-    with world(HugetlbRfc, 2 * HUGE) as it:
-        it.listen(0, 2 * HUGE)
-        it.file.set_memory_attributes(5, 1, False)
-        assert [event[:3] for event in it.events] == [
-            ("start", 0, HUGE),
-            ("end", 0, HUGE),
-        ]
-
-
-def test_events_of_a_huge_page_say_which_mappings_have_to_go() -> None:
-    with world(HugetlbRfc, 2 * HUGE) as it:
-        found: list[tuple[int, ...] | None] = []
-        for start, end in ((0, HUGE // 2), (HUGE // 2, 2 * HUGE)):
-            it.file.bind(
-                *(start, end, print),
-                invalidate_start=lambda start, end, zaps: found.append(zaps),
-                invalidate_end=lambda start, end, zaps: found.append(zaps),
-                with_zaps=True,
-            )
-        # The second of these is bound to none of them.
-        it.file.set_memory_attributes(5, 2, False)
-        middle = HUGE // 2
-        assert found == [(5, 7), (middle, middle)] * 2
-        found.clear()
-        # Whole huge pages, and punches.
-        it.file.set_memory_attributes(HUGE, HUGE, False)
-        it.mount.fallocate(it.fd, PUNCH, HUGE * PAGE, HUGE * PAGE)
-        assert found == [None] * 4
-
-
-def test_one_huge_page_after_the_other_and_an_error_leaves_the_earlier_ones() -> None:
-    with world(HugetlbRfc, 4 * HUGE, initial="shared") as it:
-        it.listen(0, 4 * HUGE)
-        pinned = it.file.pin_pages(2 * HUGE + 3)
-        with pytest.raises(PinnedError) as caught:
-            it.file.set_memory_attributes(1, 4 * HUGE - 1, True)
-        assert caught.value.offset == 2 * HUGE + 3
-        assert it.private == [(1, 2 * HUGE)]
-        assert [event[:3] for event in it.events] == [
-            ("start", 0, HUGE),
-            ("end", 0, HUGE),
-            ("start", HUGE, 2 * HUGE),
-            ("end", HUGE, 2 * HUGE),
-        ]
-        it.file.unpin_pages(pinned)
-        it.file.set_memory_attributes(1, 4 * HUGE - 1, True)
-        assert it.private == [(1, 4 * HUGE)]
-
-
-def test_a_punch_of_a_pinned_page_has_its_start_and_end_and_fails() -> None:
-    with world(HugetlbRfc, 2 * HUGE) as it:
-        it.listen(0, 2 * HUGE)
-        pfn = it.file.get_pfn(3).pfn
-        with refused(errno.EAGAIN):
-            it.mount.fallocate(it.fd, PUNCH, 0, HUGE * PAGE)
-        assert [event for event, *_ in it.events] == ["start", "end"]
-        assert it.blocks == HUGE
-        it.file.put_pfn(pfn)
-        it.mount.fallocate(it.fd, PUNCH, 0, HUGE * PAGE)
-        assert it.blocks == 0
-
-
-def test_the_rule_of_pinned_punches_goes_with_any_order() -> None:
-    with world(V8, pinned_punch="refused") as it:
-        it.listen(0, SIZE)
-        it.file.get_pfn(3)
-        with refused(errno.EAGAIN):
-            it.mount.fallocate(it.fd, PUNCH, 0, 8 * PAGE)
-        assert it.blocks > 0
 
 
 # --- a user's class -----------------------------------------------------------------

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import errno
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from inaccfs.errnos import EHWPOISON
 from inaccfs.inprocess import Mount
-from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, MmioExit, Vmm
-from inaccfs.kvm.arch import Arch
-from inaccfs.semantics import V8, V10, HugetlbRfc, InPlaceNext, InPlaceV8
-from inaccfs.syscalls import PUNCH
+from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, MmioExit
+from inaccfs.semantics import HugetlbRfc, InPlaceNext, InPlaceV8
 from tests.unit.fakes import refused
-from tests.unit.one_file import OneFile, one_file
+from tests.unit.kvm_in_place_guests import PAGE, PAGES, guest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
-
-    from inaccfs.kvm import Vcpu
     from inaccfs.semantics import Semantics
-
-PAGE = 4096
-PAGES = 16
 
 
 class BeginsShared(InPlaceV8):
@@ -39,29 +28,6 @@ class AsksFirst(InPlaceV8):
     """A KVM that reads the attribute before it gets the page."""
 
     kvm_attribute_read = "before get-pfn"
-
-
-@dataclass
-class Guest(OneFile):
-    vm: VM
-    vmm: Vmm
-    vcpu: Vcpu
-
-    def convert(self, page: int, count: int = 1, *, private: bool) -> None:
-        self.file.set_memory_attributes(page, count, private)
-
-
-@contextmanager
-def guest(
-    semantics: Semantics, pages: int = PAGES, free: int = 0, **options: Any
-) -> Iterator[Guest]:
-    """A VM with a slot of *pages* pages of a file, without the last *free* ones."""
-    with one_file(semantics, pages) as it, VM(it.client, **options) as vm:
-        vm.set_user_memory_region(
-            *(0, 0, (pages - free) * PAGE), private_fd=it.fd, flags=KVM_MEM_PRIVATE
-        )
-        vmm = Vmm(vm, fallocate=it.mount.fallocate)
-        yield Guest(**vars(it), vm=vm, vmm=vmm, vcpu=vm.create_vcpu())
 
 
 IN_PLACE = pytest.mark.parametrize(
@@ -313,9 +279,6 @@ def test_a_slot_of_other_pages_of_the_huge_page_keeps_them() -> None:
         assert it.vm.spte(0) is not None
 
 
-# --- population -----------------------------------------------------------------------
-
-
 def test_populated_pages_are_mapped_where_a_zap_destroys() -> None:
     """kvm_gmem_populate() of TDX: content can be given with the mapping only."""
     with guest(InPlaceV8(), zap="destroys") as it:
@@ -343,117 +306,3 @@ def test_what_cannot_be_populated(page: int) -> None:
         it.convert(3, private=False)
         with refused(errno.EINVAL, r"page|slot"):
             it.vm.populate(page * PAGE, PAGE)
-
-
-# --- hooks ----------------------------------------------------------------------------
-
-
-class Recorded(Arch):
-    """Records the calls of hooks, with frames as page numbers."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, int, int]] = []
-
-    def make_private(self, gfn: int, pfn: int, pages: int) -> None:
-        self.calls.append(("make_private", gfn, pages))
-
-    def make_shared(self, pfn: int, pages: int) -> None:
-        self.calls.append(("make_shared", pfn, pages))
-
-    def reclaim(self, pfn: int, pages: int) -> None:
-        self.calls.append(("reclaim", pfn, pages))
-
-    def invalidate_range(self, start: int, end: int) -> None:
-        self.calls.append(("invalidate_range", start, end))
-
-
-class SaysFrames(InPlaceNext):
-    tells_frames = True
-
-
-def test_each_reason_has_its_hook() -> None:
-    """In the tree after v8 a conversion keeps the content, and a free scrubs it."""
-    arch = Recorded()
-    with guest(SaysFrames(), arch=arch) as it:
-        it.vcpu.write(0, b"secret")
-        spte = it.vm.spte(0)
-        assert spte is not None
-        assert arch.calls == [("make_private", 0, 1)]
-        it.convert(0, private=False)
-        assert arch.calls[1:] == [
-            ("invalidate_range", 0, 1),
-            ("make_shared", spte.pfn, 1),
-        ]
-        arch.calls.clear()
-        it.vcpu.read(0, 1)
-        it.mount.fallocate(it.fd, PUNCH, 0, PAGE)
-        assert arch.calls == [("invalidate_range", 0, 1), ("reclaim", spte.pfn, 1)]
-        arch.calls.clear()
-        it.vm.set_user_memory_region(0, 0, 0)
-        assert arch.calls[0] == ("invalidate_range", 0, PAGES)
-
-
-def test_a_conversion_to_private_makes_nothing_shared() -> None:
-    arch = Recorded()
-    with guest(SaysFrames(), arch=arch) as it:
-        it.convert(0, private=False)
-        it.vcpu.write(0, b"public")
-        it.convert(0, private=True)
-        assert {name for name, *_ in arch.calls} == {"invalidate_range"}
-
-
-def test_get_pfn_of_a_private_page_repeats_its_hook() -> None:
-    """The hook has to be idempotent."""
-    arch = Recorded()
-    with guest(InPlaceV8(), arch=arch) as it:
-        for _ in range(2):
-            it.vcpu.read(0, 1)
-            it.vm.set_user_memory_region(0, 0, 0)
-            it.vm.set_user_memory_region(
-                *(0, 0, PAGE), private_fd=it.fd, flags=KVM_MEM_PRIVATE
-            )
-        assert arch.calls.count(("make_private", 0, 1)) == 2
-
-
-class Raises(Arch):
-    """A hook with a bug that shows once."""
-
-    def __init__(self) -> None:
-        self.raised = False
-
-    def invalidate_range(self, start: int, end: int) -> None:
-        if not self.raised:
-            self.raised = True
-            raise RuntimeError("a bug in a hook")
-
-
-@pytest.mark.parametrize("semantics", [V8(), V10(), InPlaceV8()])
-def test_a_hook_that_raises_in_an_event_leaves_no_invalidation(
-    semantics: Semantics,
-) -> None:
-    with guest(semantics, arch=Raises()) as it:
-        it.vcpu.write(0, b"secret")
-        it.mount.fallocate(it.fd, PUNCH, 0, PAGE)
-        assert it.vm.spte(0) is None
-        assert it.vm.stats.in_progress == 0
-        assert it.vcpu.read(0, 6) == bytes(6)
-        with pytest.raises(RuntimeError, match="a bug in a hook"):
-            it.vm.set_user_memory_region(0, 0, 0)
-
-
-def test_a_hook_that_raises_in_a_conversion_leaves_no_invalidation() -> None:
-    with one_file(V10()) as it, VM(it.client, arch=Raises()) as vm:
-        shared = bytearray(PAGE)
-        vm.set_user_memory_region(
-            *(0, 0, PAGE), private_fd=it.fd, shared=shared, flags=KVM_MEM_PRIVATE
-        )
-        vcpu = vm.create_vcpu()
-        vcpu.write(0, b"secret")
-        with pytest.raises(RuntimeError, match="a bug in a hook"):
-            vm.set_memory_attributes(0, PAGE, private=False)
-        assert vm.stats.in_progress == 0
-        assert vm.spte(0) is None
-        assert vcpu.read(0, 6, private=False) == bytes(6)
-        vm.set_memory_attributes(0, PAGE, private=True)
-        assert vcpu.read(0, 6) == b"secret"
-        vm.close()

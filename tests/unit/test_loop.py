@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import trio
+import trio.testing
 
-from inaccfs.shim.loop import TRIO
+from inaccfs.shim.loop import TRIO, first_of
 
 if TYPE_CHECKING:
     import threading
@@ -39,3 +40,20 @@ async def test_what_a_call_raises_itself_is_left_as_it_is() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         await TRIO.in_thread(broken, limiter=limiter)
     assert await TRIO.in_thread(int, "7", limiter=limiter) == 7
+
+
+async def test_the_first_of_several_ends_the_others() -> None:
+    first, second = trio.Event(), trio.Event()
+    for event in (second, first):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first_of, first.wait, second.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            event.set()
+
+
+async def test_an_error_of_one_is_an_error_of_all() -> None:
+    async def fails() -> None:
+        raise OSError(errno.EIO, "no")
+
+    with pytest.raises(BaseExceptionGroup):
+        await first_of(trio.sleep_forever, fails)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.operations import Operations
-    from tests.unit.fakes import BlockedAllocator
+    from tests.unit.blocked_fakes import BlockedAllocator
 
 PAGE = 4096
 LONG = SHORT_BYTES + PAGE

@@ -3,157 +3,51 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
 
-from inaccfs.semantics import Plan
 from inaccfs.semantics.rules import (
     INVALIDATE,
     INVALIDATE_END,
     INVALIDATE_START,
     POPULATE,
 )
-from inaccfs.shim.acktimeouts import AckTimeouts
-from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.order import Changed, InlineDrive, drive, in_order
-from inaccfs.shim.trace import FileTrace, Trace
 from tests.unit.fakes import refused
+from tests.unit.order_worlds import (
+    ACK_SECONDS,
+    AFTER,
+    AFTER_FAILURE,
+    BEFORE,
+    BRACKET,
+    HOWS,
+    NO_SPACE,
+    POPULATED,
+    SILENT,
+    How,
+    Listener,
+    World,
+    answers,
+    fails,
+    goes,
+    hows,
+    new_world,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
-    from inaccfs.shim.notifiers import Notice
+    from inaccfs.semantics import Plan
     from inaccfs.shim.order import Steps
-
-ACK_SECONDS = 10.0
-
-How = Literal["each walk", "the whole call", "at once"]
-HOWS: tuple[How, ...] = ("each walk", "the whole call", "at once")
-
-AFTER = Plan(after=INVALIDATE)
-AFTER_FAILURE = Plan(after=INVALIDATE, after_failure=True)
-BEFORE = Plan(before=INVALIDATE)
-BRACKET = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
-SILENT = Plan()
-POPULATED = Plan(after=POPULATE)
-
-NO_SPACE = OSError(errno.ENOSPC, "no space")
-
-
-@dataclass(eq=False)
-class Listener:
-    """A notifier that records its events, and reacts as a test wants."""
-
-    world: World
-    name: str = ""
-    # Called when it gets an event.
-    then: Callable[[Listener, int], None] = lambda listener, sequence: None
-    sequences: list[int] = field(default_factory=list)
-    evicted_at: float | None = None
-
-    who = number = 0
-
-    def tell(self, notice: Notice, sequence: int | None) -> None:
-        assert sequence is not None
-        self.world.log.append(f"{self.name}{notice.event}")
-        self.sequences.append(sequence)
-        self.then(self, sequence)
-
-    def answer(self) -> None:
-        self.world.notifiers.answer(self, self.sequences[-1])
-
-    def evict(self) -> None:
-        self.evicted_at = trio.current_time()
-
-
-@dataclass
-class World:
-    """The notifiers of one file, what evicts them, and what has happened."""
-
-    notifiers: Notifiers
-    ack_timeouts: AckTimeouts
-    log: list[str] = field(default_factory=list)
-    # The result of the change, or its exception.
-    changed: Changed | Exception = field(default_factory=Changed)
-
-    async def listener(
-        self,
-        name: str = "",
-        then: Callable[[Listener, int], None] = lambda listener, sequence: None,
-    ) -> Listener:
-        made = Listener(self, name, then)
-        await self.notifiers.register(made)
-        return made
-
-    def change(self) -> Changed:
-        self.log.append("change")
-        if isinstance(self.changed, Exception):
-            raise self.changed
-        return self.changed
-
-    async def drive(self, how: How, steps: Steps) -> Exception | None:
-        """Take all steps; return the change's refusal."""
-        if how == "at once":
-            over = trio.Event()
-            failures: list[Exception | None] = []
-
-            def done(failure: Exception | None) -> None:
-                failures.append(failure)
-                over.set()
-
-            assert self.notifiers.take()
-            InlineDrive(
-                steps, self.notifiers, self.ack_timeouts, self.change, done
-            ).go_on()
-            await over.wait()
-            await trio.testing.wait_all_tasks_blocked()
-            (failure,) = failures
-            return failure
-
-        async def change() -> Changed:
-            await trio.lowlevel.checkpoint()
-            return self.change()
-
-        whole = how == "the whole call"
-        return await drive(steps, self.notifiers, change, whole_call=whole)
-
-    def assert_free(self) -> None:
-        """The list is unlocked, and no answer is awaited."""
-        assert self.notifiers.take()
-        self.notifiers.release()
-        assert not self.notifiers.running
-        assert all(self.notifiers.waiting(one) is None for one in self.notifiers)
 
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    made = World(Notifiers(FileTrace(Trace()), ACK_SECONDS), AckTimeouts(ACK_SECONDS))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.ack_timeouts.run)
-        await trio.testing.wait_all_tasks_blocked()
+    async with new_world() as made:
         yield made
-        nursery.cancel_scope.cancel()
-
-
-def answers(listener: Listener, sequence: int) -> None:
-    """Answer at once, while the event is being sent."""
-    listener.world.notifiers.answer(listener, sequence)
-
-
-def goes(listener: Listener, sequence: int) -> None:
-    """The notifier's connection breaks while the event is being sent."""
-    listener.world.notifiers.drop(listener)
-
-
-def fails(listener: Listener, sequence: int) -> None:
-    raise RuntimeError("a bug of tell()")
-
-
-hows = pytest.mark.parametrize("how", HOWS)
 
 
 # --- the order --------------------------------------------------------------------
@@ -468,76 +362,3 @@ async def test_a_registration_between_start_and_end(world: World, how: How) -> N
     ]
     assert list(world.notifiers) == [first, late]
     world.assert_free()
-
-
-# --- a check ------------------------------------------------------------------------
-
-
-class RefusedAtError(OSError):
-    """An errno with its page, as error_offset of a KVM ioctl."""
-
-    def __init__(self, offset: int) -> None:
-        super().__init__(errno.EAGAIN, "pages are in use")
-        self.offset = offset
-
-
-@pytest.mark.parametrize("how", HOWS[1:])
-@pytest.mark.parametrize("plan", [AFTER_FAILURE, BEFORE, BRACKET], ids=str)
-async def test_a_refusal_by_a_check_sends_no_event(
-    world: World, how: How, plan: Plan
-) -> None:
-    await world.listener(then=answers)
-    refusal = RefusedAtError(8192)
-
-    def check() -> None:
-        raise refusal
-
-    assert await world.drive(how, in_order(plan, 0, 4, check=check)) is refusal
-    assert world.log == []
-    world.assert_free()
-
-
-@pytest.mark.parametrize("how", HOWS[1:])
-async def test_a_check_looks_while_the_list_is_locked(world: World, how: How) -> None:
-    await world.listener(then=answers)
-
-    def check() -> None:
-        assert not world.notifiers.take()
-        world.log.append("check")
-
-    assert await world.drive(how, in_order(BRACKET, 0, 4, check=check)) is None
-    assert world.log == ["check", INVALIDATE_START, "change", INVALIDATE_END]
-    world.assert_free()
-
-
-@pytest.mark.parametrize("how", HOWS[1:])
-async def test_a_bug_of_a_check_costs_one_call(world: World, how: How) -> None:
-    def check() -> None:
-        raise RuntimeError("a bug of the check")
-
-    steps = in_order(BRACKET, 0, 4, check=check)
-    if how == "at once":
-        assert isinstance(await world.drive(how, steps), RuntimeError)
-    else:
-        with pytest.raises(RuntimeError, match="a bug of the check"):
-            await world.drive(how, steps)
-    assert world.log == []
-    world.assert_free()
-
-
-@hows
-async def test_a_result_is_settled_before_it_is_reported(
-    world: World, how: How
-) -> None:
-    await world.listener(then=answers)
-    settled: list[Changed] = []
-
-    def settle(changed: Changed) -> None:
-        world.log.append("settled")
-        settled.append(changed)
-
-    world.changed = Changed(refusal=NO_SPACE)
-    steps = in_order(BRACKET, 0, 4, settle=settle)
-    assert await world.drive(how, steps) is NO_SPACE
-    assert world.log == [INVALIDATE_START, "change", "settled", INVALIDATE_END]
-    assert settled == [world.changed]

@@ -1,235 +1,30 @@
-"""Made-up frames: the allocator, and what files get from it."""
+"""Made-up frames: what files get, and what a punch gives back."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-from collections import Counter, deque
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from inaccfs import syscalls
 from inaccfs.errors import OptionError
-from inaccfs.shim.buddy import MAX_ORDER, Buddy
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.frames import Extent
-from inaccfs.shim.simulated import (
-    FIRST_PFN,
-    SimulatedFrames,
-    SimulatedSource,
-)
-from inaccfs.syscalls import PUNCH
+from inaccfs.shim.simulated import FIRST_PFN, SimulatedSource
 from tests.unit.fakes import refused
+from tests.unit.simulated_files import HUGE, MIB, PAGE, File, file_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from inaccfs.backing.root import Backing
-    from inaccfs.shim.frames import Punched
-
-PAGE: Final = 4096
-MIB: Final = 1 << 20
-HUGE: Final = 512
-
-
-# --- the allocator ----------------------------------------------------------------
-
-
-def test_the_lowest_of_the_smallest_blocks_is_taken_and_split() -> None:
-    buddy = Buddy(4096)
-    assert buddy.take(0, 1) == (0, 0)
-    assert buddy.take(0, 1) == (1, 0)
-    # Blocks of 2, 4 and more are left of the first; 8 come from where 8 are.
-    assert buddy.take(3, 8) == (8, 3)
-    assert buddy.take(2, 4) == (4, 2)
-    assert buddy.take(1, 2) == (2, 1)
-    assert buddy.take(MAX_ORDER, 1024) == (1024, MAX_ORDER)
-    assert buddy.free_frames == 4096 - 16 - 1024
-
-
-def test_buddies_that_are_free_become_one_again() -> None:
-    buddy = Buddy(2048)
-    taken = [buddy.take(0, 1) for _ in range(1024)]
-    assert buddy.take(MAX_ORDER, 1024) == (1024, MAX_ORDER)
-    assert buddy.take(MAX_ORDER, 1024) is None
-    for one in taken[1:]:
-        assert one is not None
-        buddy.free(one[0], 1)
-    assert buddy.take(MAX_ORDER, 1024) is None
-    buddy.free(0, 1)
-    assert buddy.take(MAX_ORDER, 1024) == (0, MAX_ORDER)
-
-
-def test_many_at_once_are_the_same_as_one_by_one() -> None:
-    one_by_one, at_once = Buddy(1 << 14, 1000), Buddy(1 << 14, 1000)
-    expected = [one_by_one.take(2, 4) for _ in range(700)]
-    found: list[tuple[int, int]] = []
-    while len(found) < 700:
-        block = at_once.take(2, (700 - len(found)) * 4)
-        assert block is not None
-        start, order = block
-        found += [(start + at, 2) for at in range(0, 1 << order, 4)]
-    assert found == expected
-
-
-def test_memory_that_is_no_power_of_two_is_used_up_to_its_end() -> None:
-    buddy = Buddy(1500)
-    frames: set[int] = set()
-    while (block := buddy.take(0, 1500)) is not None:
-        frames.update(range(block[0], block[0] + (1 << block[1])))
-    assert frames == set(range(1500))
-    assert buddy.free_frames == 0
-
-
-def test_no_block_is_larger_than_the_largest() -> None:
-    assert Buddy(1 << 20).take(MAX_ORDER + 1, 1 << 20) is None
-
-
-def free_orders(frames: int, taken: int) -> Counter[int]:
-    """How many frames are in free blocks of each order, by taking the largest first."""
-    buddy = Buddy(frames, taken)
-    found: Counter[int] = Counter()
-    for order in reversed(range(MAX_ORDER + 1)):
-        while (block := buddy.take(order, 1 << order)) is not None:
-            found[order] += 1 << block[1]
-    assert buddy.free_frames == 0
-    return found
-
-
-@pytest.mark.parametrize("percent", [0, 1, 10, 50, 90, 99, 100])
-def test_fragmentation_takes_as_much_as_it_says(percent: int) -> None:
-    frames = 1 << 16
-    taken = frames * percent // 100
-    assert free_orders(frames, taken).total() == frames - taken
-
-
-def test_the_more_is_taken_the_fewer_are_large() -> None:
-    frames = 1 << 16
-    shares = []
-    for percent in (0, 5, 20, 50):
-        found = free_orders(frames, frames * percent // 100)
-        large = sum(count for order, count in found.items() if order >= 9)
-        shares.append(large / found.total())
-    assert shares[0] == 1
-    assert shares == sorted(shares, reverse=True)
-    assert shares[1] < 0.5
-    assert shares[3] < 0.02
-    # Holes are of all sizes, not of one.
-    assert len(free_orders(frames, frames // 5)) > 6
-
-
-@given(st.integers(1, 5000), st.integers(0, 100))
-def test_memory_of_any_size_can_be_fragmented(frames: int, percent: int) -> None:
-    taken = frames * percent // 100
-    assert free_orders(frames, taken).total() == frames - taken
-
-
-class AnyOrder(RuleBasedStateMachine):
-    """No frame is given to two; all come back."""
-
-    FRAMES: Final = 3000
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tested = Buddy(self.FRAMES, 100)
-        self.taken: list[int] = []
-
-    @rule(order=st.integers(0, MAX_ORDER), more=st.integers(0, 2000))
-    def take(self, order: int, more: int) -> None:
-        most = (1 << order) + more
-        block = self.tested.take(order, most)
-        if block is None:
-            return
-        start, found = block
-        assert order <= found
-        assert 1 << found <= most
-        assert start % (1 << found) == 0
-        frames = range(start, start + (1 << found))
-        assert frames[-1] < self.FRAMES
-        assert not set(frames) & set(self.taken)
-        self.taken += frames
-
-    @rule(data=st.data())
-    def free(self, data: st.DataObject) -> None:
-        if self.taken:
-            at = data.draw(st.integers(0, len(self.taken) - 1))
-            end = at + 1
-            while end < len(self.taken) and self.taken[end] == self.taken[end - 1] + 1:
-                end += 1
-            end = data.draw(st.integers(at + 1, end))
-            self.tested.free(self.taken[at], end - at)
-            del self.taken[at:end]
-
-    @invariant()
-    def counts(self) -> None:
-        assert self.tested.free_frames == self.FRAMES - 100 - len(self.taken)
-
-    def teardown(self) -> None:
-        for frame in self.taken:
-            self.tested.free(frame, 1)
-        fresh, again = Buddy(self.FRAMES, 100), self.tested
-        for order in reversed(range(MAX_ORDER + 1)):
-            while (block := fresh.take(order, 1 << order)) is not None:
-                assert again.take(order, 1 << order) == block
-        assert again.free_frames == 0
-
-
-TestAnyOrder = AnyOrder.TestCase
-# More of them in tests/hard/test_models.py.
-TestAnyOrder.settings = settings(max_examples=30)
 
 
 # --- files ------------------------------------------------------------------------
-
-
-class File:
-    """A file and its frames."""
-
-    def __init__(
-        self, backing: Backing, source: SimulatedSource, pages: int, name: str = "file"
-    ) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-        self.fd = os.open(name, flags, dir_fd=backing.root)
-        os.ftruncate(self.fd, pages * PAGE)
-        self.source = source
-        self.frames: SimulatedFrames = source.open(self.fd, PAGE)
-
-    def fetch(self, start: int, end: int) -> list[Extent]:
-        fetched = self.frames.fetch(start, end)
-        assert fetched.moved == []
-        assert sum(one.count for one in fetched.extents) == end - start
-        return fetched.extents
-
-    def punch(self, start: int, end: int) -> Punched:
-        def bare() -> None:
-            syscalls.fallocate(self.fd, PUNCH, start * PAGE, (end - start) * PAGE)
-
-        return self.frames.punch(start, end, bare)
-
-    @property
-    def allocated(self) -> int:
-        return os.fstat(self.fd).st_blocks // 8
-
-
-@contextmanager
-def file_of(
-    backing: Backing, pages: int, size: int = 64 * MIB, **options: int
-) -> Iterator[File]:
-    """A file of the only user of simulated memory; all frames come back at its end."""
-    source = SimulatedSource(SimulatedMemory(size=size, **options))
-    before = source.buddy.free_frames
-    made = File(backing, source, pages)
-    yield made
-    made.frames.close()
-    assert source.buddy.free_frames == before
-    os.close(made.fd)
 
 
 def test_a_page_comes_with_its_folio(backing: Backing) -> None:
@@ -476,123 +271,6 @@ def test_a_large_page_is_a_folio(backing: Backing) -> None:
     os.close(fd)
 
 
-# --- poison -----------------------------------------------------------------------
-
-
-def punched(file: File, start: int, end: int) -> list[Extent]:
-    """Punch pages without references; return where they had been."""
-    removed = file.punch(start, end).removed
-    for _, pfn, count, _ in removed:
-        file.frames.free(pfn, count)
-    return removed
-
-
-def numbers(extents: list[Extent]) -> set[int]:
-    return {one.pfn + at for one in extents for at in range(one.count)}
-
-
-@pytest.mark.parametrize("order", [0, 9])
-def test_a_poisoned_frame_does_not_come_back(backing: Backing, order: int) -> None:
-    source = SimulatedSource(SimulatedMemory(size=4 * MIB, order=order))
-    file = File(backing, source, 2 * HUGE)
-    (bad,) = file.fetch(3, 4)
-    file.frames.poison(3)
-    punched(file, 0, 2 * HUGE)
-    # Neither to this file nor to another, also when nothing else is left.
-    other = File(backing, source, 2 * HUGE, "other")
-    assert bad.pfn not in numbers(other.fetch(0, 2 * HUGE - 1))
-    with refused(errno.ENOMEM):
-        file.frames.fetch(0, 1)
-    other.frames.close()
-    assert bad.pfn not in numbers(file.fetch(0, 2 * HUGE - 1))
-    file.frames.close()
-    assert source.buddy.free_frames == 2 * HUGE - 1
-    os.close(other.fd)
-    os.close(file.fd)
-
-
-def test_a_poisoned_frame_that_is_referenced_does_not_come_back_either(
-    backing: Backing,
-) -> None:
-    source = SimulatedSource(SimulatedMemory(size=2 * MIB, order=0))
-    file = File(backing, source, HUGE)
-    (bad,) = file.fetch(0, 1)
-    file.frames.poison(0)
-    file.punch(0, 1)
-    assert file.fetch(0, 1) == [bad._replace(pfn=bad.pfn + 1)]
-    # When it is put; and what is good comes back.
-    file.frames.free(bad.pfn, 1)
-    punched(file, 0, 1)
-    assert file.fetch(0, 1) == [bad._replace(pfn=bad.pfn + 1)]
-    file.frames.close()
-    assert source.buddy.free_frames == HUGE - 1
-    os.close(file.fd)
-
-
-def test_a_poisoned_frame_does_not_come_back_when_its_file_goes(
-    backing: Backing,
-) -> None:
-    source = SimulatedSource(SimulatedMemory(size=2 * MIB))
-    file = File(backing, source, HUGE)
-    file.fetch(0, HUGE)
-    file.frames.poison(5)
-    file.frames.close()
-    assert source.buddy.free_frames == HUGE - 1
-    file.frames.close()
-    assert source.buddy.free_frames == HUGE - 1
-    os.close(file.fd)
-
-
-def test_a_page_that_was_poisoned_first_takes_its_frame_out(backing: Backing) -> None:
-    """It gets one with the folio of another page."""
-    source = SimulatedSource(SimulatedMemory(size=2 * MIB))
-    file = File(backing, source, HUGE)
-    file.frames.poison(5)
-    file.fetch(9, 10)
-    punched(file, 0, 5)
-    assert source.buddy.free_frames == 5
-    punched(file, 5, HUGE)
-    assert source.buddy.free_frames == HUGE - 1
-    # What is there now is good.
-    file.fetch(0, HUGE - 1)
-    punched(file, 0, HUGE)
-    assert source.buddy.free_frames == HUGE - 1
-    file.frames.close()
-    os.close(file.fd)
-
-
-def test_a_punch_that_fails_leaves_poison_as_it_was(backing: Backing) -> None:
-    source = SimulatedSource(SimulatedMemory(size=2 * MIB, order=0))
-    file = File(backing, source, HUGE)
-    file.fetch(0, 1)
-    file.frames.poison(0)
-
-    def fail() -> None:
-        raise OSError(errno.EIO, "no")
-
-    with refused(errno.EIO):
-        file.frames.punch(0, 1, fail)
-    punched(file, 0, 1)
-    assert source.buddy.free_frames == HUGE - 1
-    os.close(file.fd)
-
-
-def test_a_huge_page_is_poisoned_as_a_whole(backing: Backing) -> None:
-    """dequeue_hugetlb_folio_node_exact() hands none out that has PG_hwpoison."""
-    source = SimulatedSource(SimulatedMemory(size=16 * MIB))
-    fd = os.open("file", os.O_RDWR | os.O_CREAT, dir_fd=backing.root)
-    os.ftruncate(fd, 16 * MIB)
-    opened = source.open(fd, 2 * MIB)
-    opened.fetch(0, 2)
-    opened.poison(0)
-    opened.punch(0, 1, lambda: None)
-    opened.free(FIRST_PFN, 1)
-    assert opened.fetch(0, 1).extents == [Extent(0, FIRST_PFN + 2 * HUGE, 1, 9)]
-    opened.close()
-    assert source.buddy.free_frames == 7 * HUGE
-    os.close(fd)
-
-
 # --- options ----------------------------------------------------------------------
 
 
@@ -622,6 +300,7 @@ def test_memory_that_is_full_from_the_start(backing: Backing) -> None:
 
 
 # --- any history ------------------------------------------------------------------
+
 
 ranges = st.tuples(st.integers(0, 1299), st.integers(1, 700)).map(
     lambda one: (one[0], min(one[0] + one[1], 1300))

@@ -15,13 +15,8 @@ from inaccfs.fuse.requests import Pending, Request
 from inaccfs.fuse.wire import Op
 from inaccfs.syscalls import PUNCH
 from tests.unit import fakes
-from tests.unit.fakes import (
-    FALLOCATE_IN,
-    INTERRUPT_IN,
-    BlockedAllocator,
-    World,
-    serving,
-)
+from tests.unit.blocked_fakes import BlockedAllocator
+from tests.unit.fakes import FALLOCATE_IN, INTERRUPT_IN, World, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

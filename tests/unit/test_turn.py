@@ -8,7 +8,7 @@ import trio.testing
 
 from inaccfs.shim.loop import TRIO
 from inaccfs.shim.turn import Turn
-from tests.unit.fakes import BlockedUndoing
+from tests.unit.blocked_fakes import BlockedUndoing
 
 
 class World:
