@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.explore import keys
 from inaccfs.explore.file import ExploredFile
 from inaccfs.explore.peer import Peer
+from inaccfs.explore.sync import LOT
 from inaccfs.explore.tracked_vm import UntrackedError
 from inaccfs.inprocess import Client
 
@@ -33,6 +34,9 @@ class _Client(Client):
         for pfn, count in explored.held.items():
             if count:
                 schedule.touch(keys.references(pfn))
+        if self.mount.semantics.locks_pages:
+            # It wakes who waits for page locks, unless nothing has been fetched.
+            schedule.touch(LOT)
         schedule.note(f"{explored.name} is disconnected")
         explored.held.clear()
         super().disconnect(why)
