@@ -150,7 +150,8 @@ def read_memory(address: int, size: int) -> bytes:
     Returns fewer bytes if only the first ones can be read; EFAULT for none.
     """
     buffer = ctypes.create_string_buffer(size)
-    return buffer.raw[: _process_vm(_libc.process_vm_readv, buffer, address)]
+    done = _process_vm(_libc.process_vm_readv, buffer, address)
+    return buffer.raw[:done]
 
 
 def write_memory(address: int, data: bytes) -> int:
