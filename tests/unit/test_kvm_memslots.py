@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inaccfs import mmcalls
 from inaccfs.kvm import KVM_LPAGE_PRIVATE_SHARED_MIXED, KVM_MEM_PRIVATE, VM
 from inaccfs.kvm.attributes import MemoryAttributes
+from inaccfs.kvm.memory import address_of
 from inaccfs.kvm.memslots import MemorySlot
 from inaccfs.kvm.uapi import PG_LEVEL_1G, PG_LEVEL_2M
 from tests.unit.fakes import refused
@@ -286,3 +288,31 @@ def test_not_congruent_is_not_huge() -> None:
         vm.create_vcpu().write(0, b"x")
         assert vm.spte(0) == (file.frames[1], 1)
         assert vm.stats.mapped == (1, 0, 0)
+
+
+def test_a_guest_reads_and_writes_the_memory_at_an_address() -> None:
+    with mmap.mmap(-1, 2 * PAGE) as half, shim() as made, VM(made) as vm:
+        half[PAGE - 2 : PAGE + 2] = b"host"
+        address = address_of(half)
+        vm.set_user_memory_region(0, 0, 2 * PAGE, shared=address)
+        vcpu = vm.create_vcpu()
+        assert vcpu.read(PAGE - 2, 4, private=False) == b"host"
+        vcpu.write(PAGE - 1, b"vm", private=False)
+        assert half[PAGE - 2 : PAGE + 2] == b"hvmt"
+
+
+def test_memory_that_is_not_mapped_is_read_and_written_as_far_as_it_is() -> None:
+    with mmap.mmap(-1, 2 * PAGE) as memory:
+        memory[:] = b"x" * (2 * PAGE)
+        address = address_of(memory)
+        mmcalls.munmap(address + PAGE, PAGE)
+        try:
+            assert mmcalls.read_memory(address + PAGE - 3, 3) == b"xxx"
+            assert mmcalls.read_memory(address, 2 * PAGE) == b"x" * PAGE
+            assert mmcalls.write_memory(address, b"y" * 2 * PAGE) == PAGE
+            assert memory[:PAGE] == b"y" * PAGE
+            with refused(errno.EFAULT):
+                mmcalls.read_memory(address + PAGE, 1)
+        finally:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmcalls.MAP_FIXED
+            mmcalls.mmap(-1, 0, PAGE, flags=flags, at=address + PAGE)
