@@ -73,7 +73,12 @@ def enter(ring: int, submit: int, wait_for: int, flags: int) -> int:
     """Submit entries and wait for completions. io_uring_enter(2)."""
     return _checked(
         _libc.syscall(
-            *(_SYS_IO_URING_ENTER, ring, submit, wait_for, flags, None),
+            _SYS_IO_URING_ENTER,
+            ring,
+            submit,
+            wait_for,
+            flags,
+            None,
             ctypes.c_size_t(0),
         )
     )

@@ -86,7 +86,7 @@ def check(case: Case, samples: int, *, seed: int = 1) -> Checked:
         unlike += _unlike(chance, steps)
     hit &= search.visited.keys()
     return Checked(
-        *(len(search.visited), len(hit), missed, unlike, kinds, by_chance, schedules)
+        len(search.visited), len(hit), missed, unlike, kinds, by_chance, schedules
     )
 
 

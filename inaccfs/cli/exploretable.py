@@ -21,7 +21,13 @@ class Table:
             max(len("KVM"), len(kvm)),
         ]
         self.head: Final = self._line(
-            *("scenario", "semantics", "KVM", "schedules", "pruned", "all", "seconds"),
+            "scenario",
+            "semantics",
+            "KVM",
+            "schedules",
+            "pruned",
+            "all",
+            "seconds",
             "verdict",
         )
 
@@ -52,14 +58,20 @@ class Table:
         if (same := outcome.case.semantics.name) != name:
             verdict += f" (as {same})"
         return self._line(
-            *(self._label, name, self._kvm, outcome.schedules, outcome.pruned),
-            *(_all(outcome), f"{outcome.seconds:.2f}", verdict),
+            self._label,
+            name,
+            self._kvm,
+            outcome.schedules,
+            outcome.pruned,
+            _all(outcome),
+            f"{outcome.seconds:.2f}",
+            verdict,
         )
 
     def refused(self, name: str, why: str) -> str:
         """For a version whose rules refuse what the scenario needs."""
         return self._line(
-            *(self._label, name, self._kvm, "-", "-", "-", "-"), f"refused: {why}"
+            self._label, name, self._kvm, "-", "-", "-", "-", f"refused: {why}"
         )
 
 

@@ -27,7 +27,8 @@ _HUGE_BYTES: Final = 2 << 20
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add -o, the options of a private mount."""
     parser.add_argument(
-        *("-o", "--options"),
+        "-o",
+        "--options",
         metavar="OPT[,OPT]",
         action="append",
         default=[],

@@ -139,7 +139,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         )
     parser.add_argument("--scratch", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument(
-        *("-v", "--verbose"),
+        "-v",
+        "--verbose",
         action="count",
         default=0,
         help="log normal events, too; -vv: also each call that a rule refuses",

@@ -93,7 +93,9 @@ def _row(bench: Bench, place: _Place) -> list[object]:
         stack.callback(os.close, fd)
         vm = stack.enter_context(VM(bench.shim, default_private=True))
         vm.set_user_memory_region(
-            *(0, place.gpa, place.size),
+            0,
+            place.gpa,
+            place.size,
             private_fd=fd,
             private_offset=place.offset,
             flags=KVM_MEM_PRIVATE,

@@ -52,7 +52,9 @@ class _Guest:
             VM(bench.shim, default_private=True, hooks=self._hook)
         )
         self.vm.set_user_memory_region(
-            *(0, 0, _PAGES * PAGE_SIZE),
+            0,
+            0,
+            _PAGES * PAGE_SIZE,
             private_fd=self._fd,
             shared=self._shared,
             flags=KVM_MEM_PRIVATE,

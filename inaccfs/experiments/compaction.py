@@ -93,7 +93,7 @@ class _Guest:
         self.vm: Final = stack.enter_context(VM(self._shim, default_private=True))
         for slot, fd in enumerate(self.fds):
             self.vm.set_user_memory_region(
-                *(slot, slot * size, size), private_fd=fd, flags=KVM_MEM_PRIVATE
+                slot, slot * size, size, private_fd=fd, flags=KVM_MEM_PRIVATE
             )
         self.vm.pre_fault_memory(0, _FILES * size)
 

@@ -110,7 +110,7 @@ def _watch(
         except EncryptionUnavailableError:
             return None
         vm.set_user_memory_region(
-            *(0, 0, PAGE_SIZE), private_fd=fd, shared=shared, flags=KVM_MEM_PRIVATE
+            0, 0, PAGE_SIZE, private_fd=fd, shared=shared, flags=KVM_MEM_PRIVATE
         )
         guest = _Guest(vm, fd)
 

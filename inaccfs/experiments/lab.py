@@ -34,19 +34,23 @@ class Misfit:
 
 
 HUGE_ONLY: Final = Misfit(
-    *("granule", "huge page"),
+    "granule",
+    "huge page",
     "it works with single pages, and these files consist of huge ones",
 )
 IN_FILES: Final = Misfit(
-    *("attributes", "file"),
+    "attributes",
+    "file",
     "it converts pages of a VM, and these rules keep attributes in the file",
 )
 GET_WAITS: Final = Misfit(
-    *("get_waits", True),
+    "get_waits",
+    True,
     "it gets pages in callbacks, where get-pfn would wait by these rules",
 )
 LOCKED: Final = Misfit(
-    *("references", "locked"),
+    "references",
+    "locked",
     "it punches what somebody has got, and a punch would wait by these rules",
 )
 

@@ -79,7 +79,9 @@ def new_file(stack: ExitStack, shim: Client, name: str, pages: int) -> int:
 def add_slot(vm: VM, fd: int, page: int, pages: int) -> None:
     """Add a slot whose private half is these pages of a file."""
     vm.set_user_memory_region(
-        *(0, 0, pages << PAGE_SHIFT),
+        0,
+        0,
+        pages << PAGE_SHIFT,
         private_fd=fd,
         private_offset=page << PAGE_SHIFT,
         flags=KVM_MEM_PRIVATE,

@@ -96,7 +96,7 @@ class _Guest:
             VM(bench.shim, default_private=True, hooks=self._hook)
         )
         self.vm.set_user_memory_region(
-            *(0, 0, size), private_fd=self.fd, flags=KVM_MEM_PRIVATE
+            0, 0, size, private_fd=self.fd, flags=KVM_MEM_PRIVATE
         )
         self._vcpu: Final = self.vm.create_vcpu()
         for page in (_POISONED, _NEIGHBOUR):

@@ -60,7 +60,7 @@ class _Guest:
         # If shared pages are the file's, there is no other half.
         half = None if self.vm.shared_in_file else self._half
         self.vm.set_user_memory_region(
-            *(0, 0, _SIZE), private_fd=fd, shared=half, flags=KVM_MEM_PRIVATE
+            0, 0, _SIZE, private_fd=fd, shared=half, flags=KVM_MEM_PRIVATE
         )
 
     def delete(self) -> None:

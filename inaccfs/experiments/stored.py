@@ -61,7 +61,8 @@ class _Race:
         gate = stack.enter_context(self._gate.file(self._fd))
         # Its page is converted with the others.
         notifier = gate.bind(
-            *(_PAGES - 1, _PAGES),
+            _PAGES - 1,
+            _PAGES,
             lambda *_: self._open("start"),
             invalidate_end=lambda *_: self._open("end"),
         )

@@ -127,8 +127,14 @@ class State:
         """
         if not self.compares:
             return Step(
-                *(actor.index, touched, counted or _NONE, 0),
-                *(actor.did, actor.label, [], []),
+                actor.index,
+                touched,
+                counted or _NONE,
+                0,
+                actor.did,
+                actor.label,
+                [],
+                [],
             )
         values = self._values
         known = [(key, write, values[key]) for key, write in seen.items()]
@@ -146,8 +152,14 @@ class State:
                 after.append((key, value))
         self._change(after)
         return Step(
-            *(actor.index, touched, counted or _NONE, actor.known),
-            *(actor.did, actor.label, before, after),
+            actor.index,
+            touched,
+            counted or _NONE,
+            actor.known,
+            actor.did,
+            actor.label,
+            before,
+            after,
         )
 
     def _change(self, after: Iterable[tuple[Key, Value]]) -> None:

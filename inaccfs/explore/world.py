@@ -105,9 +105,7 @@ class World:
         return fd
 
     def _tracker(self, number: int) -> Tracker:
-        return Tracker(
-            *(self.schedule, number, frame, self.files.numbers, self.notifiers)
-        )
+        return Tracker(self.schedule, number, frame, self.files.numbers, self.notifiers)
 
     def vm(self, name: str, kvm: Kvm, *, puts_late: bool) -> ExploredVM:
         """Make a VM, and an actor that runs its callbacks."""
@@ -116,7 +114,11 @@ class World:
         same = sum(vm.name.rstrip(string.digits) == name for vm in self.vms)
         name += str(same + 1) if same else ""
         client = ExploredClient(
-            *(schedule, self.mount, self.loop, name, self.files.numbers),
+            schedule,
+            self.mount,
+            self.loop,
+            name,
+            self.files.numbers,
             len(self.vms) + 1,
             self.frames.held[name],
             puts_late=puts_late,
@@ -151,8 +153,13 @@ class World:
         self._check_setup("iommu")
         schedule, number = self.schedule, len(self.iommus)
         client = ExploredClient(
-            *(schedule, self.mount, self.loop, name, self.files.numbers),
-            *(_IOMMUS + number, self.frames.held[name]),
+            schedule,
+            self.mount,
+            self.loop,
+            name,
+            self.files.numbers,
+            _IOMMUS + number,
+            self.frames.held[name],
         )
         file = self.files.number(fd)
         places = {page: (file, page) for page in range(self.files.sizes[file].most)}

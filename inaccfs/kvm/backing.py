@@ -357,7 +357,10 @@ class BackingFiles:
             self._check_owner(fd)
             if file is None:
                 file = BackingFile(
-                    *(self._shim, key, fd, self._sync),
+                    self._shim,
+                    key,
+                    fd,
+                    self._sync,
                     holds=self._rules.kvm_slot_holds_file,
                     puts=self._rules.keeps_references,
                     in_place=self._rules.in_place,

@@ -164,7 +164,9 @@ def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
         stack.callback(os.close, fd)
         vm = stack.enter_context(VM(shim))
         vm.set_user_memory_region(
-            *(0, 0, size),
+            0,
+            0,
+            size,
             private_fd=fd,
             shared=mmap.mmap(-1, size),
             flags=KVM_MEM_PRIVATE,

@@ -77,7 +77,9 @@ class Guest:
             self.vm: Final = stack.enter_context(VM(shim))
             self.vm.set_user_memory_region(0, 0, _LOW_SIZE, shared=self.low)
             self.vm.set_user_memory_region(
-                *(1, _GPA, size),
+                1,
+                _GPA,
+                size,
                 private_fd=self.fd,
                 shared=self.shared,
                 flags=KVM_MEM_PRIVATE,

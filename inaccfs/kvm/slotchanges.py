@@ -115,7 +115,8 @@ class SlotChanges:
 
 def _made(region: Region, shared: SharedHalf | None) -> MemorySlot:
     return MemorySlot(
-        *(region.slot, region.flags),
+        region.slot,
+        region.flags,
         base_gfn=region.guest_phys_addr >> PAGE_SHIFT,
         npages=region.memory_size >> PAGE_SHIFT,
         private_offset=region.private_offset,

@@ -255,7 +255,8 @@ class Vcpu:
             return 0
         folio_end = (gfn | pages_of_level(spte.level) - 1) + 1
         stop = min(
-            *(end, min(folio_end, slot.end_gfn) << PAGE_SHIFT),
+            end,
+            min(folio_end, slot.end_gfn) << PAGE_SHIFT,
             gpa + len(window) - position,
         )
         if self.hook is not no_hook:

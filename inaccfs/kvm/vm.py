@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -118,7 +118,7 @@ class VM:
         self._slots_lock: Final = sync.lock("slots_lock")
         self._files: Final = BackingFiles(shim, self.rules, sync)
         self._changes: Final = SlotChanges(
-            *(self._mmu, self._files, self.rules, self._hook), protected=protected
+            self._mmu, self._files, self.rules, self._hook, protected=protected
         )
         self._vcpus = 0
         self._closed = False
@@ -155,8 +155,13 @@ class VM:
                 by the rule kvm_bad_fd for a bad *private_fd*.
         """
         region = Region(
-            *(slot, flags, guest_phys_addr, memory_size),
-            *(shared, private_fd, private_offset),
+            slot,
+            flags,
+            guest_phys_addr,
+            memory_size,
+            shared,
+            private_fd,
+            private_offset,
         )
         with self._slots_lock:
             if self._closed:
@@ -237,7 +242,7 @@ class VM:
         start, end = _gfns(gpa, size)
         with self._slots_lock:
             return population.populate(
-                *(self._mmu, self._faults, start, end, source, source_offset)
+                self._mmu, self._faults, start, end, source, source_offset
             )
 
     def notice_closed_files(self) -> None:
@@ -267,10 +272,9 @@ class VM:
         return vcpu
 
     def hold(self, slot: MemorySlot) -> AbstractContextManager[bool]:
-        """Keep a slot of `slots` from being freed during a with block.
+        """Keep a slot of `slots` from being freed during a with block; see `Mmu.hold`.
 
-        It gives False if the slot has been deleted already. Deleting the slot waits
-        for the end of the block, as for a fault.
+        Deleting the slot waits for the end of the block, as for a fault.
         """
         return self._mmu.hold(slot)
 
@@ -284,10 +288,9 @@ class VM:
     @property
     def stats(self) -> Stats:
         """The counters, and the present state."""
-        try:
+        double = None
+        with suppress(OSError):
             double = self.double_allocated()
-        except OSError:
-            double = None
         now = self._mmu.snapshot()
         counted = asdict(now.counters)
         for name in ("installed", "zapped"):
@@ -345,8 +348,7 @@ class VM:
     def runs(self, start: int = 0, end: int | None = None) -> list[Run]:
         """As `sptes`, but neighbours of one level in contiguous frames are one run.
 
-        With *end* it walks only the gfns from *start* to *end*: cheaper if they are
-        few.
+        With *end* it walks only the gfns from *start* to *end*: cheap for few.
         """
         mmu = self._mmu
         shared_table = mmu.shared_table if mmu.shared_in_file else PageTable()
@@ -367,11 +369,7 @@ class VM:
         with self._slots_lock:
             stale = audit.stale_sptes(self._shim, self.slots, self.runs(start, end))
         # Skip pages that were punched and zapped between the two queries.
-        return [each for each in stale if self._maps(each)]
-
-    def _maps(self, stale: StaleSpte) -> bool:
-        """Whether this mapping still exists."""
-        return self.spte(stale.gfn) == (stale.pfn, stale.level)
+        return [each for each in stale if self.spte(each.gfn) == (each.pfn, each.level)]
 
     # --- the end ----------------------------------------------------------------------
 

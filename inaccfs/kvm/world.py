@@ -186,9 +186,11 @@ class World:
             if self.vm.shared_in_file
             else self.oracle.cells(f"slot {slot} at {base_gfn:#x}, shared page", pages)
         )
-        window = Window(*(slot, base_gfn, pages, pgoff), private, shared)
+        window = Window(slot, base_gfn, pages, pgoff, private, shared)
         self.vm.set_user_memory_region(
-            *(slot, base_gfn << PAGE_SHIFT, pages << PAGE_SHIFT),
+            slot,
+            base_gfn << PAGE_SHIFT,
+            pages << PAGE_SHIFT,
             private_fd=self.fd,
             private_offset=pgoff << PAGE_SHIFT,
             shared=mmap.mmap(-1, pages << PAGE_SHIFT),

@@ -184,7 +184,10 @@ def ptrace_peek(pid: int, address: int) -> None:
     """Read a word of a process that we trace and that is stopped. PTRACE_PEEKDATA."""
     call = _function(
         "ptrace",
-        *(ctypes.c_int, ctypes.c_int, _address, _address),
+        ctypes.c_int,
+        ctypes.c_int,
+        _address,
+        _address,
         restype=ctypes.c_long,
     )
     # The result is the word, which may be -1. Only errno shows an error.
@@ -199,7 +202,10 @@ def vmsplice(fd: int, address: int, length: int) -> int:
     vector = struct.pack("=QQ", address, length)
     call = _function(
         "vmsplice",
-        *(ctypes.c_int, ctypes.c_char_p, _size, ctypes.c_uint),
+        ctypes.c_int,
+        ctypes.c_char_p,
+        _size,
+        ctypes.c_uint,
         restype=ctypes.c_ssize_t,
     )
     return checked(call(fd, vector, 1, 0))

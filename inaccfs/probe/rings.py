@@ -76,10 +76,20 @@ class Ring:
         rings = mmap.mmap(self._fd, mmap.PAGESIZE)
         entries = mmap.mmap(self._fd, mmap.PAGESIZE, offset=uring.OFF_SQES)
         _sqe.pack_into(
-            *(entries, 0),
-            *(operation.opcode, 0, 0, operation.fd),
-            *(operation.offset, operation.address, operation.length),
-            *(0, 0, 0, 0, operation.splice_fd),
+            entries,
+            0,
+            operation.opcode,
+            0,
+            0,
+            operation.fd,
+            operation.offset,
+            operation.address,
+            operation.length,
+            0,
+            0,
+            0,
+            0,
+            operation.splice_fd,
         )
         _u32.pack_into(rings, array, 0)
         _u32.pack_into(rings, tail, 1)
@@ -130,8 +140,12 @@ def aio(opcode: int, fd: int, address: int, length: int) -> int:
     calls.syscall(calls.number_of("io_submit"), context, ctypes.c_long(1), blocks)
     event = ctypes.create_string_buffer(_io_event.size)
     calls.syscall(
-        *(calls.number_of("io_getevents"), context, ctypes.c_long(1)),
-        *(ctypes.c_long(1), event, None),
+        calls.number_of("io_getevents"),
+        context,
+        ctypes.c_long(1),
+        ctypes.c_long(1),
+        event,
+        None,
     )
     _, _, result, _ = _io_event.unpack(event.raw)
     if result < 0:

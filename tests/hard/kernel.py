@@ -41,7 +41,7 @@ def statx(path: str) -> tuple[int, int, int]:
     buffer = ctypes.create_string_buffer(256)
     _checked(
         _libc.statx(
-            *(_AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, _STATX_ALL, buffer)
+            _AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, _STATX_ALL, buffer
         )
     )
     mask, attributes = struct.unpack_from("=I4xQ", buffer.raw)

@@ -144,7 +144,7 @@ def test_a_kill_at_a_step_of_a_punch(
     with (
         with_seam(ground) as (seam, seam_path),
         running(
-            *(ground, point, *OPTIONS, "--semantics", version), seam_path=seam_path
+            ground, point, *OPTIONS, "--semantics", version, seam_path=seam_path
         ) as daemon,
         ExitStack() as stack,
     ):

@@ -31,8 +31,15 @@ def stranger(
 ) -> dict[str, dict[str, Any]]:
     """The outcomes of the attempts of a process of user *uid*."""
     ran = support.run(
-        *(sys.executable, "-m", "tests.hard.stranger", str(uid), namespace),
-        *(mount.path, str(mount.pid), control or mount.control, *files),
+        sys.executable,
+        "-m",
+        "tests.hard.stranger",
+        str(uid),
+        namespace,
+        mount.path,
+        str(mount.pid),
+        control or mount.control,
+        *files,
         cwd=TOP,
         status=None,
     )

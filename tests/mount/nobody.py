@@ -48,9 +48,15 @@ class Nobody:
     def command(self, *words: str | Path) -> list[str]:
         """The command line that runs *command* as this user."""
         return self.namespace.enter(
-            *("chroot", self._root),
-            *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
-            *("env", "-i", *(f"{k}={v}" for k, v in self.environment.items())),
+            "chroot",
+            self._root,
+            "setpriv",
+            f"--reuid={NOBODY}",
+            f"--regid={NOBODY}",
+            "--clear-groups",
+            "env",
+            "-i",
+            *(f"{k}={v}" for k, v in self.environment.items()),
             *words,
         )
 

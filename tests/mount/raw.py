@@ -116,15 +116,19 @@ def aio(fd: int, opcode: int) -> None:
     try:
         page = ctypes.create_string_buffer(4096)
         packed = _iocb.pack(
-            *(0, 0, 0, opcode, 0, fd, ctypes.addressof(page), len(page), 0, 0, 0, 0)
+            0, 0, 0, opcode, 0, fd, ctypes.addressof(page), len(page), 0, 0, 0, 0
         )
         block = ctypes.create_string_buffer(packed, len(packed))
         blocks = (ctypes.c_void_p * 1)(ctypes.addressof(block))
         _syscall(numbers["io_submit"], context, ctypes.c_long(1), blocks)
         event = ctypes.create_string_buffer(_io_event.size)
         _syscall(
-            *(numbers["io_getevents"], context, ctypes.c_long(1), ctypes.c_long(1)),
-            *(event, None),
+            numbers["io_getevents"],
+            context,
+            ctypes.c_long(1),
+            ctypes.c_long(1),
+            event,
+            None,
         )
         _, _, result, _ = _io_event.unpack(event.raw)
         if result < 0:
@@ -200,8 +204,13 @@ def io_uring(fd: int, opcode: int) -> None:
         _u32.pack_into(rings, array, 0)
         _u32.pack_into(rings, tail, 1)
         _syscall(
-            *(_IO_URING_ENTER, ctypes.c_int(ring), ctypes.c_uint(1), ctypes.c_uint(1)),
-            *(ctypes.c_uint(_ENTER_GETEVENTS), None, ctypes.c_size_t(0)),
+            _IO_URING_ENTER,
+            ctypes.c_int(ring),
+            ctypes.c_uint(1),
+            ctypes.c_uint(1),
+            ctypes.c_uint(_ENTER_GETEVENTS),
+            None,
+            ctypes.c_size_t(0),
         )
         _, result, _ = _cqe.unpack_from(rings, cqes)
     if result < 0:
@@ -294,11 +303,19 @@ def mount_idmapped(
         # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
         attributes = struct.pack("=QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
         _syscall(
-            *(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH),
-            *(ctypes.c_char_p(attributes), ctypes.c_size_t(len(attributes))),
+            _MOUNT_SETATTR,
+            tree,
+            b"",
+            _AT_EMPTY_PATH,
+            ctypes.c_char_p(attributes),
+            ctypes.c_size_t(len(attributes)),
         )
         _syscall(
-            *(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target)),
+            _MOVE_MOUNT,
+            tree,
+            b"",
+            _AT_FDCWD,
+            os.fsencode(target),
             _MOVE_MOUNT_F_EMPTY_PATH,
         )
     finally:

@@ -283,7 +283,7 @@ def test_permissions_are_those_of_a_tmpfs(scratch: Path, memory: Path) -> None:
         for place in (mount.path, memory):
             run("sh", "-c", setup, cwd=place)
             tried = run(
-                *("sh", "-c", attempts),
+                "sh", "-c", attempts,
                 cwd=place, user=support.NOBODY, group=support.NOBODY, extra_groups=[],
             )  # fmt: skip
             shown = run("sh", "-c", show, cwd=place)

@@ -31,8 +31,12 @@ def test_a_backing_on_a_disk_is_refused_by_its_name(point: Path, scratch: Path) 
         pytest.skip(f"temporary files are on a {fstype} here")
     (scratch / "backing").mkdir()
     message = complaint(
-        *("mount", "--control", scratch / "control"),
-        *("--backing", scratch / "backing", point),
+        "mount",
+        "--control",
+        scratch / "control",
+        "--backing",
+        scratch / "backing",
+        point,
     )
     assert f"is on {fstype}: it must be on a tmpfs or hugetlbfs" in message
 

@@ -180,7 +180,10 @@ def test_a_limit_of_open_files_that_is_no_use(point: Path, limit: int) -> None:
     """Without CAP_SYS_RESOURCE, with which the daemon would raise it."""
     words = ("mount", "--foreground", point)
     ran = run(
-        *("setpriv", "--bounding-set=-sys_resource", "prlimit", f"--nofile={limit}"),
+        "setpriv",
+        "--bounding-set=-sys_resource",
+        "prlimit",
+        f"--nofile={limit}",
         *inaccfs_command(*words),
         status=1,
     )
@@ -213,7 +216,8 @@ def test_a_limit_of_processes_is_one_line(
         "SCENARIO": f"{scratch / 'script.py'}:Mine",
     }
     ran = run(
-        *("prlimit", "--nproc=1"),
+        "prlimit",
+        "--nproc=1",
         *inaccfs_command(*(places.get(word, word) for word in words.split())),
         status=status,
         user=support.NOBODY,
@@ -290,7 +294,9 @@ def test_a_dev_fuse_that_is_none(
 @support.needs_root
 def test_root_without_cap_sys_admin(point: Path, scratch: Path) -> None:
     message = run(
-        *("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"),
+        "setpriv",
+        "--bounding-set=-sys_admin",
+        "--inh-caps=-sys_admin",
         *inaccfs_command("mount", "--control", scratch / "control", point),
         status=1,
     ).stderr
@@ -303,9 +309,13 @@ def test_root_without_cap_sys_admin_and_a_backing(
     point: Path, scratch: Path, memory: Path
 ) -> None:
     message = run(
-        *("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"),
+        "setpriv",
+        "--bounding-set=-sys_admin",
+        "--inh-caps=-sys_admin",
         *inaccfs_command("mount", "--control", scratch / "control"),
-        *("--backing", memory, point),
+        "--backing",
+        memory,
+        point,
         status=1,
     ).stderr
     assert message == (

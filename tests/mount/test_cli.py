@@ -48,9 +48,7 @@ def test_mount_returns_when_the_mount_is_ready(point: Path, scratch: Path) -> No
 
 
 def test_mount_says_nothing_when_all_is_well(point: Path, scratch: Path) -> None:
-    ran = cli(
-        *("mount", "--log", scratch / "log", "--control", scratch / "socket", point)
-    )
+    ran = cli("mount", "--log", scratch / "log", "--control", scratch / "socket", point)
     try:
         assert ran.stdout == ""
         if support.status_of(point).sealed:
@@ -157,7 +155,12 @@ def test_a_service_manager_that_is_not_there_costs_no_mount(
     """sd_notify(3): callers should ignore failures."""
     env = {**ENVIRONMENT, "NOTIFY_SOCKET": str(scratch / "missing")}
     ran = cli(
-        *("mount", "--log", scratch / "log", "--control", scratch / "socket", point),
+        "mount",
+        "--log",
+        scratch / "log",
+        "--control",
+        scratch / "socket",
+        point,
         env=env,
     )
     assert "Traceback" not in ran.stderr

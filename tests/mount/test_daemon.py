@@ -180,7 +180,7 @@ def test_the_daemon_handles_signals_that_its_parent_ignored_or_blocked(
 ) -> None:
     log = scratch / "log"
     mount = inaccfs_command(
-        *("mount", "--size", "1g", "--log", log, "--control", scratch / "c", point)
+        "mount", "--size", "1g", "--log", log, "--control", scratch / "c", point
     )
     before = (
         [sys.executable, "-c", BLOCKED]
@@ -206,7 +206,7 @@ def test_a_refused_mount_is_reported_where_children_are_ignored(
 ) -> None:
     """Their exit status would be lost."""
     wanted = inaccfs_command(
-        *("mount", "--control", scratch / "c", "--backing", "/proc", point)
+        "mount", "--control", scratch / "c", "--backing", "/proc", point
     )
     ran = support.run("bash", "-c", STARTS["ignored"], "bash", *wanted, status=1)
     assert ran.stderr.startswith("inaccfs: backing /proc is on proc")
@@ -255,7 +255,7 @@ def test_a_log_that_is_no_place_for_one(
 ) -> None:
     support.run("sh", "-c", make.replace("H", quoted(scratch)))
     message = complaint(
-        *("mount", "--log", scratch / "log", "--control", scratch / "c", point)
+        "mount", "--log", scratch / "log", "--control", scratch / "c", point
     )
     assert message.startswith(f"inaccfs: cannot write the log {scratch}/log: ")
     assert reason in message
@@ -368,7 +368,7 @@ def test_an_interrupt_during_imports_leaves_no_traceback(
     module: str, words: str
 ) -> None:
     ran = support.run(
-        *(sys.executable, "-c", INTERRUPTED, module, *words.split()), status=130
+        sys.executable, "-c", INTERRUPTED, module, *words.split(), status=130
     )
     assert (ran.stdout, ran.stderr) == ("", "")
 

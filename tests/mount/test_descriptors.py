@@ -257,7 +257,12 @@ def test_a_plain_users_daemon_has_its_hard_limit() -> None:
         "descriptors.raise_limit(); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     ran = run(
-        *("prlimit", "--nofile=512:1024", "setpriv", "--bounding-set=-sys_resource"),
-        *(sys.executable, "-c", code),
+        "prlimit",
+        "--nofile=512:1024",
+        "setpriv",
+        "--bounding-set=-sys_resource",
+        sys.executable,
+        "-c",
+        code,
     )
     assert ran.stdout == "(1024, 1024)\n"

@@ -201,7 +201,7 @@ def test_an_idmapped_mount_maps_owners_as_on_a_tmpfs(
                 raw.mount_idmapped(place, mapped, namespace)
             try:
                 made = run(
-                    *("sh", "-c", make),
+                    "sh", "-c", make,
                     cwd=mapped, user=10001, group=10002, extra_groups=[10007],
                     status=None,
                 )  # fmt: skip
@@ -230,7 +230,7 @@ def test_a_file_of_an_idmapped_mount_can_be_made_without_a_name(
             raw.mount_idmapped(mount.path, mapped, namespace)
         try:
             made = run(
-                *("python3", "-c", _TMPFILE, mapped),
+                "python3", "-c", _TMPFILE, mapped,
                 user=10001, group=10002, extra_groups=[],
             ).stdout.split()  # fmt: skip
             found = os.stat(mount.path / "named")

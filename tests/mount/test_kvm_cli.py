@@ -156,7 +156,7 @@ def test_an_error_that_a_user_can_fix_is_one_line(scratch: Path) -> None:
     message = complaint("kvm", "run", "--mount", scratch, script)
     assert message.endswith("is not an inaccfs mount (inaccfs status lists them)")
     assert "cannot mount" not in complaint(
-        *("kvm", "run", "-o", "size=x", script), status=2
+        "kvm", "run", "-o", "size=x", script, status=2
     )
     _, err = kvm("run", "-o", "size=4m", "--mount", scratch, script, status=2)
     assert "-o is for the private mount" in err

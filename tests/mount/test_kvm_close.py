@@ -42,7 +42,9 @@ class World:
     def add_slot(self, slot: int, page: int = 0, pages: int = 8) -> None:
         gpa = slot << 30
         self.vm.set_user_memory_region(
-            *(slot, gpa, pages * PAGE),
+            slot,
+            gpa,
+            pages * PAGE,
             private_fd=self.fd,
             private_offset=page * PAGE,
             shared=mmap.mmap(-1, pages * PAGE),

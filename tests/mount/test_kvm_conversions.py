@@ -163,7 +163,9 @@ def test_conversions(vcpus: int, slots: int, huge: str) -> None:
             for slot in range(slots):
                 at = slot * part
                 add_slot(
-                    *(vm, fd, view[at : at + part]),
+                    vm,
+                    fd,
+                    view[at : at + part],
                     slot=10 + slot,
                     guest_phys_addr=BASE + at,
                     memory_size=part,

@@ -316,7 +316,8 @@ def test_a_file_outlives_its_vm(shim: Client, fd: int) -> None:
 def test_one_file_in_two_slots(vm: VM, fd: int, offset: int) -> None:
     """K: one fd in two slots of one VM."""
     add_slot(
-        *(vm, fd),
+        vm,
+        fd,
         slot=1,
         guest_phys_addr=GPA,
         memory_size=MIB,

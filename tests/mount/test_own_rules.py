@@ -83,8 +83,14 @@ def test_an_interrupt_shows_the_line_of_a_file_that_does_not_end(
     text = f"open({str(fifo)!r}, 'w').close(); import time; time.sleep(1000)"
     with subprocess.Popen(
         inaccfs_command(
-            *("mount", "--control", scratch / "control", "--log", scratch / "log"),
-            *("--semantics", written(scratch, text), point),
+            "mount",
+            "--control",
+            scratch / "control",
+            "--log",
+            scratch / "log",
+            "--semantics",
+            written(scratch, text),
+            point,
         ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -170,8 +170,14 @@ def test_a_user_without_write_permission_gets_an_error(scratch: Path) -> None:
         ("", "cannot make a file: Permission denied"),
     ):
         result = run(
-            *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
-            *(sys.executable, "-c", FIND, scratch / name),
+            "setpriv",
+            f"--reuid={NOBODY}",
+            f"--regid={NOBODY}",
+            "--clear-groups",
+            sys.executable,
+            "-c",
+            FIND,
+            scratch / name,
             status=None,
         )
         if "ModuleNotFoundError" in result.stderr or result.returncode == 126:

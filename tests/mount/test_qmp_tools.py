@@ -362,7 +362,7 @@ def test_the_package_qemu_qmp(mount: inaccfs.Mount, guest: Path) -> None:
         with client.listener("INVALIDATE") as events:
             made: Any = await client.execute("register-notifier", {"file": "/guest0"})
             punch = await asyncio.create_subprocess_exec(
-                *("fallocate", "-p", "-o", "0", "-l", str(PAGE), str(guest))
+                "fallocate", "-p", "-o", "0", "-l", str(PAGE), str(guest)
             )
             event = await events.get()
             data: Any = event["data"]

@@ -291,14 +291,15 @@ def test_fio_is_refused(mount: Mount, file: Path, scratch: Path) -> None:
         pytest.skip("no fio")
     for engine in ("psync", "mmap"):
         ran = run(
-            *("fio", "--name=test", f"--filename={file}", f"--ioengine={engine}"),
-            *(
-                "--rw=read",
-                "--bs=4k",
-                "--size=16k",
-                "--thread",
-                "--allow_file_create=0",
-            ),
+            "fio",
+            "--name=test",
+            f"--filename={file}",
+            f"--ioengine={engine}",
+            "--rw=read",
+            "--bs=4k",
+            "--size=16k",
+            "--thread",
+            "--allow_file_create=0",
             status=None,
             cwd=scratch,
         )

@@ -317,7 +317,12 @@ def test_what_mounts_make_does_not_depend_on_the_umask(
     interpreter = python[at - 1]
     run(
         *python[: at - 1],
-        *("sh", "-c", f'umask {mask}; exec "$@"', "sh", interpreter, *python[at:]),
+        "sh",
+        "-c",
+        f'umask {mask}; exec "$@"',
+        "sh",
+        interpreter,
+        *python[at:],
     )
     try:
         places = "missing", "missing/inaccfs"

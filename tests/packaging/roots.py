@@ -46,9 +46,19 @@ class Root:
         # Mirrors of unreleased systems may be out of date.
         made.run("apt-get", "-qq", "-o", "Acquire::Check-Valid-Until=false", "update")
         made.run(
-            *("apt-get", "-qq", "install", "-y", "--no-install-recommends"),
-            *("python3", "python3-venv", "python3-dev", "gcc", "pkg-config"),
-            *("fuse3", "libfuse3-dev", "man-db"),
+            "apt-get",
+            "-qq",
+            "install",
+            "-y",
+            "--no-install-recommends",
+            "python3",
+            "python3-venv",
+            "python3-dev",
+            "gcc",
+            "pkg-config",
+            "fuse3",
+            "libfuse3-dev",
+            "man-db",
         )
         # After the packages, because one of them makes a file of certificates itself.
         made.copy_setting("ssl/certs/ca-certificates.crt")
@@ -76,8 +86,18 @@ class Root:
         """Run a command in the system, in a new mount namespace; return its output."""
         settings = [f"{k}={v}" for k, v in os.environ.items() if k.startswith("PIP_")]
         return _run(
-            *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
-            *("sh", "-c", _ENTER, "sh", self.path, *settings, *command),
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            _ENTER,
+            "sh",
+            self.path,
+            *settings,
+            *command,
             check=check,
         )
 

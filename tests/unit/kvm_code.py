@@ -86,7 +86,9 @@ def machine(
         with mmap.mmap(-1, 1 << 16) as low, VM(mount.connect(), **options) as vm:
             vm.set_user_memory_region(0, 0, 1 << 16, shared=low)
             vm.set_user_memory_region(
-                *(1, GPA, pages * PAGE),
+                1,
+                GPA,
+                pages * PAGE,
                 private_fd=fd,
                 shared=shared,
                 flags=KVM_MEM_PRIVATE,

@@ -190,7 +190,7 @@ class FaultyFile:
         **callbacks: Unpack[ShimCallbacks],
     ) -> FaultyNotifier:
         made = self._file.bind(
-            *(start, end, self._heard(invalidate)), **self._all_heard(callbacks)
+            start, end, self._heard(invalidate), **self._all_heard(callbacks)
         )
         return FaultyNotifier(self._memfd, made)
 

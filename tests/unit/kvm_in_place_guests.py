@@ -37,7 +37,7 @@ def guest(
     """A VM with a slot of *pages* pages of a file, without the last *free* ones."""
     with one_file(semantics, pages) as it, VM(it.client, **options) as vm:
         vm.set_user_memory_region(
-            *(0, 0, (pages - free) * PAGE), private_fd=it.fd, flags=KVM_MEM_PRIVATE
+            0, 0, (pages - free) * PAGE, private_fd=it.fd, flags=KVM_MEM_PRIVATE
         )
         vmm = Vmm(vm, fallocate=it.mount.fallocate)
         yield Guest(**vars(it), vm=vm, vmm=vmm, vcpu=vm.create_vcpu())

@@ -56,7 +56,9 @@ class Guest:
 
     def private(self, page: int = 0, pages: int = 1, *, private: bool = True) -> str:
         return outcome(
-            *(self.vm.set_memory_attributes, MIB + page * PAGE, pages * PAGE),
+            self.vm.set_memory_attributes,
+            MIB + page * PAGE,
+            pages * PAGE,
             private=private,
         )
 

@@ -80,7 +80,9 @@ def test_events_of_a_huge_page_say_which_mappings_have_to_go() -> None:
         found: list[tuple[int, ...] | None] = []
         for start, end in ((0, HUGE // 2), (HUGE // 2, 2 * HUGE)):
             it.file.bind(
-                *(start, end, print),
+                start,
+                end,
+                print,
                 invalidate_start=lambda start, end, zaps: found.append(zaps),
                 invalidate_end=lambda start, end, zaps: found.append(zaps),
                 with_zaps=True,

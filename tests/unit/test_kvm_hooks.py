@@ -79,7 +79,7 @@ def test_get_pfn_of_a_private_page_repeats_its_hook() -> None:
             it.vcpu.read(0, 1)
             it.vm.set_user_memory_region(0, 0, 0)
             it.vm.set_user_memory_region(
-                *(0, 0, PAGE), private_fd=it.fd, flags=KVM_MEM_PRIVATE
+                0, 0, PAGE, private_fd=it.fd, flags=KVM_MEM_PRIVATE
             )
         assert arch.calls.count(("make_private", 0, 1)) == 2
 
@@ -114,7 +114,7 @@ def test_a_hook_that_raises_in_a_conversion_leaves_no_invalidation() -> None:
     with one_file(V10()) as it, VM(it.client, arch=Raises()) as vm:
         shared = bytearray(PAGE)
         vm.set_user_memory_region(
-            *(0, 0, PAGE), private_fd=it.fd, shared=shared, flags=KVM_MEM_PRIVATE
+            0, 0, PAGE, private_fd=it.fd, shared=shared, flags=KVM_MEM_PRIVATE
         )
         vcpu = vm.create_vcpu()
         vcpu.write(0, b"secret")

@@ -165,7 +165,9 @@ def test_a_conversion_by_another_concerns_every_vm(semantics: Semantics) -> None
         it.vcpu.write(0, b"secret")
         with VM(it.mount.connect()) as other:
             other.set_user_memory_region(
-                *(0, 0, PAGE),
+                0,
+                0,
+                PAGE,
                 private_fd=it.fd,
                 private_offset=(PAGES - 1) * PAGE,
                 flags=KVM_MEM_PRIVATE,

@@ -191,8 +191,11 @@ def test_the_callers_fd_may_be_closed(made: FaultyShim) -> None:
 
 
 @given(
-    *(st.integers(0, 60), st.integers(1, 30), st.integers(0, 60)),
-    *(st.integers(0, 120), st.integers(0, 120)),
+    st.integers(0, 60),
+    st.integers(1, 30),
+    st.integers(0, 60),
+    st.integers(0, 120),
+    st.integers(0, 120),
 )
 def test_pages_are_gfns_or_none_of_the_slots(
     base_gfn: int, npages: int, pgoff: int, start: int, end: int

@@ -86,7 +86,9 @@ def guest(
         VM(it.client, **options) as vm,
     ):
         vm.set_user_memory_region(
-            *(0, 0, PAGES * PAGE),
+            0,
+            0,
+            PAGES * PAGE,
             private_fd=it.fd,
             shared=half,
             flags=KVM_MEM_PRIVATE,
@@ -197,7 +199,9 @@ def test_a_pre_fault_of_private_pages_leaves_out_shared_ones() -> None:
 def test_a_pre_fault_ends_where_the_vmm_has_no_memory() -> None:
     with guest(NoMmap()) as it:
         it.vm.set_user_memory_region(
-            *(1, PAGES * PAGE, PAGE),
+            1,
+            PAGES * PAGE,
+            PAGE,
             private_fd=it.mount.memfd_create("other", PAGE),
             flags=KVM_MEM_PRIVATE,
         )

@@ -70,7 +70,10 @@ def test_an_arrow_leads_from_a_punch_to_each_answer() -> None:
     first = event(2 * MS, cause=MS)
     second = event(3 * MS, cause=MS, peer=3, pid=9, notifier=2)
     trace = picture(
-        *(first, second, answer(5 * MS, second), answer(7 * MS, first)),
+        first,
+        second,
+        answer(5 * MS, second),
+        answer(7 * MS, first),
         call("punch", MS, 8 * MS),
     )
     (punch,) = trace.of("X", "punch")
@@ -89,7 +92,10 @@ def test_a_bracket_has_two_arrows_and_they_are_in_order() -> None:
     start = event(2 * MS, cause=MS, event="INVALIDATE_START")
     end = event(6 * MS, cause=MS, event="INVALIDATE_END", sequence=2)
     trace = picture(
-        *(start, answer(4 * MS, start), end, answer(7 * MS, end)),
+        start,
+        answer(4 * MS, start),
+        end,
+        answer(7 * MS, end),
         call("punch", MS, 8 * MS),
     )
     assert [end["name"] for _, end in trace.arrows] == [
@@ -101,8 +107,12 @@ def test_a_bracket_has_two_arrows_and_they_are_in_order() -> None:
 def test_two_calls_at_once_have_tracks_and_arrows_of_their_own() -> None:
     one, other = event(2 * MS, cause=MS), event(4 * MS, cause=3 * MS, sequence=2)
     trace = picture(
-        *(one, answer(3 * MS, one), other, answer(5 * MS, other)),
-        *(call("punch", MS, 6 * MS), call("punch", 3 * MS, 7 * MS)),
+        one,
+        answer(3 * MS, one),
+        other,
+        answer(5 * MS, other),
+        call("punch", MS, 6 * MS),
+        call("punch", 3 * MS, 7 * MS),
     )
     assert [trace.place(each) for each in trace.of("X", "punch")] == [
         ("files", "/a"),

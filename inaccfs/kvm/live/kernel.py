@@ -187,7 +187,12 @@ class _Build:
         output.mkdir()
         self._call(
             log,
-            *("make", "-s", _jobs(), "-C", _SELFTESTS, "ARCH=x86"),
+            "make",
+            "-s",
+            _jobs(),
+            "-C",
+            _SELFTESTS,
+            "ARCH=x86",
             f"OUTPUT={output}",
             f"KHDR_INCLUDES=-isystem {self._objects}/usr/include",
             "EXTRA_CFLAGS=-static",

@@ -214,8 +214,21 @@ class RealVcpu:
                 _segment.unpack_from(self._sregs, at)
             )
             _segment.pack_into(
-                *(self._sregs, at, 0, 0xFFFFFFFF, 0),
-                *(access, present, dpl, db, s, 0, 1, avl, unusable, padding),
+                self._sregs,
+                at,
+                0,
+                0xFFFFFFFF,
+                0,
+                access,
+                present,
+                dpl,
+                db,
+                s,
+                0,
+                1,
+                avl,
+                unusable,
+                padding,
             )
 
     def _enter_long_mode(self) -> None:
@@ -225,10 +238,21 @@ class RealVcpu:
         for index in range(_SEGMENTS):
             code = index == 0
             _segment.pack_into(
-                *(self._sregs, index * _SEGMENT_SIZE, 0, 0xFFFFFFFF),
+                self._sregs,
+                index * _SEGMENT_SIZE,
+                0,
+                0xFFFFFFFF,
                 (8 if code else 16) | dpl,
-                *(_CODE_TYPE if code else _DATA_TYPE, 1, dpl, int(not code), 1),
-                *(int(code), 1, 0, 0, 0),
+                _CODE_TYPE if code else _DATA_TYPE,
+                1,
+                dpl,
+                int(not code),
+                1,
+                int(code),
+                1,
+                0,
+                0,
+                0,
             )
         _control.pack_into(self._sregs, _CR0, _LONG_CR0, 0, _PML4, _LONG_CR4)
         struct.pack_into("=Q", self._sregs, _EFER, _LONG_EFER)

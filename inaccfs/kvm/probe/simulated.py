@@ -168,7 +168,9 @@ class SimulatedVm:
         has_file = bool(region.flags & KVM_MEM_GUEST_MEMFD)
         offset = region.guest_memfd_offset & U64
         self.vm.set_user_memory_region(
-            *(region.slot, region.guest_phys_addr & U64, region.memory_size & U64),
+            region.slot,
+            region.guest_phys_addr & U64,
+            region.memory_size & U64,
             private_fd=region.guest_memfd if has_file else -1,
             private_offset=offset if has_file else 0,
             shared=region.userspace_addr & U64,
