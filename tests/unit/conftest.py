@@ -27,6 +27,7 @@ from tests.unit.client_fakes import FakeDaemon, Peer, no_fds_leak
 from tests.unit.client_talks import Talk
 from tests.unit.control_fakes import Control, controlling
 from tests.unit.fakes import World, serving
+from tests.unit.kvm_code import Machine, machine
 from tests.unit.pages_fakes import assert_no_strays
 
 if TYPE_CHECKING:
@@ -189,3 +190,10 @@ def undoing_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
     stuck = StuckInUndoing(worker.path, worker.undoing_path)
     monkeypatch.setattr(syscalls, "fallocate", stuck)
     return worker
+
+
+@pytest.fixture
+def guest() -> Iterator[Machine]:
+    """A machine for code, whose file's pages are private."""
+    with machine() as made:
+        yield made
