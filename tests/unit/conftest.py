@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,13 @@ import inaccfs
 from inaccfs import syscalls
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
+from inaccfs.cli import signals
 from inaccfs.errors import BackingError
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.semantics import V8
 from inaccfs.shim.superblock import Superblock
+from tests.unit import explore_calls
 from tests.unit.aio_calls import connected
 from tests.unit.allocator_fakes import Stuck, StuckInUndoing, Worker, Working, working
 from tests.unit.blocked_fakes import BlockedAllocator
@@ -27,6 +30,7 @@ from tests.unit.client_fakes import FakeDaemon, Peer, no_fds_leak
 from tests.unit.client_talks import Talk
 from tests.unit.control_fakes import Control, controlling
 from tests.unit.fakes import World, serving
+from tests.unit.kvm_code import Machine, machine
 from tests.unit.pages_fakes import assert_no_strays
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
     from inaccfs.backing.root import Backing
     from inaccfs.client import Client, aio
+    from tests.unit.explore_calls import Run, ScenarioFile
 
 # The same examples in each run: only a change of the code can make a test fail.
 settings.register_profile(
@@ -189,3 +194,26 @@ def undoing_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
     stuck = StuckInUndoing(worker.path, worker.undoing_path)
     monkeypatch.setattr(syscalls, "fallocate", stuck)
     return worker
+
+
+@pytest.fixture
+def guest() -> Iterator[Machine]:
+    """A machine for code, whose file's pages are private."""
+    with machine() as made:
+        yield made
+
+
+@pytest.fixture
+def run_explore(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    """`inaccfs explore` in this process."""
+    # A signal of the test before is not one of this command.
+    monkeypatch.setattr(signals, "_came", float("-inf"))
+    return partial(explore_calls.run, capsys)
+
+
+@pytest.fixture
+def scenario_file(tmp_path: Path) -> ScenarioFile:
+    """A file with a scenario, whose actors are given."""
+    return partial(explore_calls.write_scenario, tmp_path / "mine.py")

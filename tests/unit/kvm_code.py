@@ -17,6 +17,7 @@ from inaccfs.kvm.probe.protocol import (
     MmioRead,
     OtherExit,
     PortIn,
+    PortOut,
 )
 from inaccfs.semantics import GuestMemfd612
 from inaccfs.syscalls import PUNCH
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
 
 GPA: Final = MIB
 CODE: Final = 0x1000
+HOLE: Final = 8 * MIB
 ANSWER: Final = b"\x5a" * 8
+
+# In long mode, with an address in rdi.
+STORE: Final = "c707 2a000000"  # mov dword [rdi], 42
+LOAD: Final = "8b07 e710"  # mov eax, [rdi]; out 0x10, eax
+HLT: Final = "f4"
 
 
 @dataclass
@@ -71,6 +78,11 @@ def to_the_end(cpu: CpuBase) -> list[Exit]:
         if isinstance(seen[-1], PortIn | MmioRead | Hypercall):
             cpu.answer(ANSWER)
     return seen
+
+
+def said(*values: int) -> list[Exit]:
+    """The exits of a guest that puts out these values and halts."""
+    return [*(PortOut(0x10, value.to_bytes(4, "little")) for value in values), Halt()]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +20,12 @@ from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
 from inaccfs.errors import BackingError, OptionError
 from tests import hugepages
+from tests.unit.client_fakes import no_fds_leak
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.backing.root import Backing
-
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can")
-
-
-@contextmanager
-def closing(backing: Backing) -> Iterator[Backing]:
-    yield backing
-    backing.close()
 
 
 # --- wrapping ---------------------------------------------------------------------
@@ -74,10 +67,9 @@ def test_a_directory_of_another_user_is_a_warning(tree: Path) -> None:
 def test_another_file_system_is_refused_by_its_name(
     directory: str, fstype: str
 ) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(BackingError, match=rf"{directory} is on {fstype}: it must be"):
+    with no_fds_leak(), pytest.raises(BackingError) as caught:
         wrap(directory)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert f"{directory} is on {fstype}: it must be" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +184,8 @@ def test_the_options_reach_the_kernel() -> None:
 
 @as_root
 def test_a_private_tmpfs_goes_with_its_fd() -> None:
-    backing = private_tmpfs(TmpfsOptions(), fallback_name="unused")
-    fds = len(os.listdir("/proc/self/fd"))
-    backing.close()
-    assert len(os.listdir("/proc/self/fd")) == fds - 1
+    with no_fds_leak():
+        private_tmpfs(TmpfsOptions(), fallback_name="unused").close()
 
 
 @as_root
@@ -292,11 +282,9 @@ def test_no_place_for_a_fallback_is_reported(
     refusing: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(syscalls, "fstatfs_magic", lambda fd: 0xEF53)
-    fds = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(BackingError, match="--backing DIR"):
+    with no_fds_leak(), pytest.raises(BackingError, match="--backing DIR"):
         private_tmpfs(TmpfsOptions(), fallback_name="inaccfs-t")
     assert os.listdir(refusing) == []
-    assert len(os.listdir("/proc/self/fd")) == fds
 
 
 @forks

@@ -12,7 +12,6 @@ from inaccfs.explore.choosers import Bounded, Chance
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.schedule import Schedule, Violation
 from inaccfs.explore.search import Case, Limits, Outcome, execute, explore
-from inaccfs.explore.sequence import Cells
 from inaccfs.explore.state import Step
 from inaccfs.explore.tracked_file import File, List
 from inaccfs.semantics import V10, GuestMemfd, InPlaceV8, LiveUpdate, Semantics
@@ -337,50 +336,6 @@ def test_a_punch_that_is_refused_judges_what_another_has_left_to_it() -> None:
         if any("the punch has been refused, and gfn 0" in each for each in texts):
             return
     raise AssertionError(texts)
-
-
-# --- the values that reads may return -------------------------------------------------
-
-
-class CellsOfOne:
-    """The values of one page."""
-
-    def __init__(self) -> None:
-        self.schedule = Schedule(Chance())
-        self.cells = Cells(self.schedule)
-
-    def may_be(self, *values: bytes) -> bool:
-        """Whether a read may return these values, and no other."""
-        wrong = 0
-        for value in (bytes(8), b"old", b"new"):
-            before = len(self.schedule.violations)
-            allowed = value in self.cells._cell(0, 0).allowed
-            if not allowed:
-                self.cells.read(0, 0, value)
-                assert len(self.schedule.violations) == before + 1
-            wrong += allowed != (value in values)
-        return not wrong
-
-
-def test_a_value_stays_if_the_punch_is_refused_that_began_after_it() -> None:
-    one = CellsOfOne()
-    first = one.cells.punch_begins(0, 0)
-    one.cells.write(0, 0, b"new")
-    second = one.cells.punch_begins(0, 0)
-    one.cells.punch_fails(0, 0, second)
-    one.cells.punch_ends(0, 0, first)
-    assert one.may_be(bytes(8), b"new")
-
-
-def test_a_value_is_gone_when_the_first_punch_after_it_has_ended() -> None:
-    one = CellsOfOne()
-    one.cells.write(0, 0, b"old")
-    first = one.cells.punch_begins(0, 0)
-    second = one.cells.punch_begins(0, 0)
-    one.cells.punch_ends(0, 0, first)
-    assert one.may_be(bytes(8))
-    one.cells.punch_ends(0, 0, second)
-    assert one.may_be(bytes(8))
 
 
 # --- counts ---------------------------------------------------------------------------

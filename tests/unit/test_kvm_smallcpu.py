@@ -12,8 +12,8 @@ from inaccfs.kvm.probe import guest
 from inaccfs.kvm.probe.assembler import LONG, assemble
 from inaccfs.kvm.probe.protocol import AbsentError, Exit
 from inaccfs.kvm.smallcpu import SmallCpu
-from tests.unit.kvm_code import CODE, GPA, machine, to_the_end
-from tests.unit.kvm_guests import MIB, PAGE
+from tests.unit.kvm_code import CODE, GPA, HOLE, machine, to_the_end
+from tests.unit.kvm_guests import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 T: Final = GPA
 SHARED: Final = T + 4 * PAGE
 NONE: Final = T + 8 * PAGE
-HOLE: Final = 8 * MIB
 
 PROGRAMS: Final[dict[str, Sequence[Operation]]] = {
     "widths": [

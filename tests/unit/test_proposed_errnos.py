@@ -1,18 +1,14 @@
-"""The errnos of the proposals, in rows: conversion, huge pages, write(2), freezing.
+"""The errnos of the proposals, in rows: conversion, huge pages, write(2), overlap.
 
-The rows follow our notes on the proposals, sections 1.3, 2, 3.1, 3.2, 6.2 and 8; some
+The rows follow our notes on the proposals, sections 1.3, 2, 3.1, 3.2 and 8; some
 are about additions of this model. test_control_attributes.py has the arguments that the
 protocol's types refuse, such as a count of 0.
 """
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager
-from dataclasses import dataclass
 from errno import (
     EAGAIN,
-    EBUSY,
     EEXIST,
     EFAULT,
     EINVAL,
@@ -20,9 +16,7 @@ from errno import (
     ENOMEM,
     ENOSPC,
     EOPNOTSUPP,
-    EPERM,
 )
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -30,7 +24,6 @@ from inaccfs import errnos
 from inaccfs.errnos import EHWPOISON
 from inaccfs.errors import BusError, PageError
 from inaccfs.semantics import (
-    V8,
     GuestMemfd,
     GuestMemfd72,
     GuestMemfdMmap,
@@ -38,89 +31,17 @@ from inaccfs.semantics import (
     HugetlbRfc,
     InPlaceNext,
     InPlaceV8,
-    LiveUpdate,
-    MigratableRfc,
-    Semantics,
     WriteV7,
 )
 from inaccfs.shim import hostaccess
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
-from tests.unit.one_file import OneFile, mine, one_file
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from inaccfs.inprocess import Client, File
-
-PAGE = 4096
-HUGE = 512
-PAGES = 2 * HUGE
-
-
-@dataclass
-class World(OneFile):
-    # Another client, and the same file as it has it.
-    other: Client
-    others: File
-
-    def convert(self, start: int, count: int, private: bool = False) -> None:
-        self.file.set_memory_attributes(start, count, private)
-
-    def allocate(self, start: int, count: int) -> None:
-        self.mount.fallocate(self.fd, FALLOC_FL_KEEP_SIZE, start * PAGE, count * PAGE)
-
-    def write(self, offset: int, length: int) -> None:
-        """write(2), as FUSE sends it."""
-        inode = self.mount.inode(self.fd)
-        data = bytes(length)
-        self.mount.loop.run(hostaccess.write(inode, offset, data))
-
-    def make(self, pages: int) -> File:
-        """Make one more file."""
-        fd = self.mount.memfd_create("more", pages * PAGE)
-        found = self.client.file(fd)
-        os.close(fd)
-        return found
-
-
-@contextmanager
-def world(rules: Semantics) -> Iterator[World]:
-    with one_file(rules, PAGES) as made:
-        other = made.mount.connect()
-        it = World(**vars(made), other=other, others=other.file(made.fd))
-        if rules.scope == "range":
-            it.file.bind(0, HUGE, lambda start, end: None)
-        yield it
-        other.close()
-
-
-class Row(NamedTuple):
-    """A call under some rules, and its errno; 0 is success."""
-
-    what: str
-    base: type[Semantics]
-    number: int
-    do: Callable[[World], object]
-    # What is done before the call.
-    given: Callable[[World], object] = lambda it: None
-    rules: dict[str, Any] = {}  # noqa: RUF012 - read only
-
+from tests.unit.errno_rows import HUGE, PAGES, Row, World, poisoned, world
+from tests.unit.one_file import PAGE, mine
 
 SHARED = {"initial": "shared"}
 
 
 def mixed(it: World) -> None:
     it.convert(0, 4)
-
-
-def frozen(it: World) -> None:
-    it.allocate(0, 1)
-    it.file.freeze()
-
-
-def poisoned(it: World) -> None:
-    it.file.get_pfn(0)
-    it.file.memory_failure(0)
 
 
 def touch(it: World) -> object:
@@ -137,14 +58,6 @@ def got(it: World) -> object:
 
 def populate(it: World) -> object:
     return it.file.populate(0, 1)
-
-
-def freeze(it: World) -> None:
-    it.file.freeze()
-
-
-def unfreeze(it: World) -> None:
-    it.file.unfreeze()
 
 
 def to_private(it: World) -> None:
@@ -218,13 +131,6 @@ ROWS = (
     Row("pin, poisoned", InPlaceV8, EFAULT, pin, poisoned, SHARED),
     Row("pin, past the end", InPlaceV8, EFAULT, lambda it: it.file.pin_pages(PAGES)),
     Row("pin without mmap", GuestMemfd, ENODEV, pin),
-    Row(
-        "frozen: pin a hole",
-        LiveUpdate,
-        EFAULT,
-        lambda it: it.file.pin_pages(4),
-        frozen,
-    ),
     Row(
         "put-pfn, no references", InPlaceNext, EOPNOTSUPP, lambda it: it.file.put_pfn(1)
     ),
@@ -306,89 +212,6 @@ ROWS = (
         mixed,
         {"population": "write"},
     ),
-    # --- 6.2: freezing
-    Row("freeze", LiveUpdate, 0, freeze),
-    Row("freeze, unknown", GuestMemfd72, EOPNOTSUPP, freeze),
-    Row("freeze, no size", LiveUpdate, EINVAL, lambda it: it.make(0).freeze()),
-    Row("freeze, poisoned", LiveUpdate, EHWPOISON, freeze, poisoned),
-    Row("freeze twice", LiveUpdate, EBUSY, freeze, frozen),
-    Row("freeze another's", LiveUpdate, EPERM, lambda it: it.others.freeze(), frozen),
-    Row("unfreeze", LiveUpdate, 0, unfreeze, frozen),
-    Row(
-        "unfreeze another's", LiveUpdate, EPERM, lambda it: it.others.unfreeze(), frozen
-    ),
-    Row("unfreeze, not frozen", LiveUpdate, EINVAL, unfreeze),
-    Row("frozen: allocate", LiveUpdate, EPERM, lambda it: it.allocate(4, 1), frozen),
-    Row("frozen: punch", LiveUpdate, EPERM, lambda it: it.punch(0, 1), frozen),
-    Row(
-        "frozen: bad arguments",
-        LiveUpdate,
-        EPERM,
-        lambda it: it.mount.fallocate(it.fd, PUNCH, 1, 1),
-        frozen,
-    ),
-    Row(
-        "frozen: bad arguments, checked first",
-        LiveUpdate,
-        EINVAL,
-        lambda it: it.mount.fallocate(it.fd, PUNCH, 1, 1),
-        frozen,
-        {"frozen": "after the checks"},
-    ),
-    Row("frozen: get a hole", LiveUpdate, EPERM, lambda it: it.file.get_pfn(4), frozen),
-    Row(
-        "frozen: get a present page",
-        LiveUpdate,
-        0,
-        lambda it: it.file.get_pfn(0),
-        frozen,
-    ),
-    Row(
-        "frozen: fault on a hole",
-        LiveUpdate,
-        EPERM,
-        lambda it: it.file.shared_window().read(4 * PAGE, 1),
-        frozen,
-    ),
-    Row(
-        "frozen: write to a present page",
-        LiveUpdate,
-        0,
-        lambda it: it.file.shared_window().write(0, b"x"),
-        frozen,
-    ),
-    Row(
-        "frozen: convert",
-        InPlaceV8,
-        EPERM,
-        lambda it: it.convert(0, 1),
-        frozen,
-        {"frozen": "before the checks"},
-    ),
-    Row(
-        "frozen: migrate",
-        MigratableRfc,
-        EPERM,
-        lambda it: it.file.migrate(0, 1),
-        frozen,
-        {"frozen": "before the checks"},
-    ),
-    Row(
-        "frozen: populate a hole",
-        InPlaceV8,
-        EPERM,
-        lambda it: it.file.populate(4, 1),
-        frozen,
-        {"frozen": "before the checks"},
-    ),
-    Row(
-        "frozen: truncate",
-        V8,
-        EPERM,
-        lambda it: it.mount.ftruncate(it.fd, PAGE),
-        frozen,
-        {"frozen": "before the checks", "size": "free"},
-    ),
     # --- 8: overlap at bind
     Row("overlap, 6.18", GuestMemfd, EINVAL, lambda it: it.others.bind(0, 1, print)),
     Row("overlap, 7.2", GuestMemfd72, EEXIST, lambda it: it.others.bind(0, 1, print)),
@@ -408,16 +231,7 @@ def test_each_row_has_a_name_of_its_own() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.what for row in ROWS])
 def test_row(row: Row) -> None:
-    with world(mine(row.base, **row.rules)) as it:
-        row.given(it)
-        found = 0
-        try:
-            row.do(it)
-        except OSError as exc:
-            found = exc.errno or -1
-        assert errnos.NAMES.get(found, found) == errnos.NAMES.get(
-            row.number, row.number
-        )
+    assert row.outcome() == errnos.NAMES.get(row.number, row.number)
 
 
 @pytest.mark.parametrize(("met", "number"), [(ENOSPC, EFAULT), (ENOMEM, ENOMEM)])
