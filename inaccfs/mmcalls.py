@@ -15,7 +15,8 @@ from typing import Final
 
 from inaccfs.syscalls import last_error
 
-# See include/uapi/asm-generic/mman-common.h. Python's mmap does not name them.
+# See mman-common.h and mman.h of include/uapi/asm-generic. Python's mmap does not name
+# them.
 MADV_PAGEOUT: Final = 21
 MADV_POPULATE_READ: Final = 22
 MADV_POPULATE_WRITE: Final = 23

@@ -263,8 +263,6 @@ class Checker:
         self._case: Final = case._replace(scenario=made)
         # How many pairs were compared.
         self.compared = 0
-        # By the hash of a state: the memory of files.
-        self._backing: Final[dict[int, Hashable]] = {}
 
     def run(self, seed: int, wanted: list[int]) -> tuple[_Guided, Schedule]:
         chooser = _Guided(seed, wanted, lambda: Real(self._worlds[0]))

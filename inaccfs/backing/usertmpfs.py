@@ -75,10 +75,12 @@ def _from_child(work: Callable[[], int], *, holds_nothing: bool = False) -> int:
 
     With *holds_nothing* the child first closes every other fd that it has inherited.
     """
-    ours, theirs = socket.socketpair()
+    # Without a process we must not fall back to a backing that others can reach.
+    start = partial(starting, "a process that makes the private tmpfs", BackingError)
+    with start():
+        ours, theirs = socket.socketpair()
     with ours, theirs:
-        # Without a process we must not fall back to a backing that others can reach.
-        with starting("a process that makes the private tmpfs", BackingError):
+        with start():
             child = os.fork()
         if child == 0:
             _run(work, theirs, holds_nothing=holds_nothing)
@@ -88,7 +90,8 @@ def _from_child(work: Callable[[], int], *, holds_nothing: bool = False) -> int:
         os.waitpid(child, 0)
     if fds:
         return fds[0]
-    raise os_error(data[0] if data else errno.EIO)
+    with start():
+        raise os_error(data[0] if data else errno.EIO)
 
 
 def _run(

@@ -166,7 +166,7 @@ def _ended(command: Sequence[str], writer: int) -> tuple[int, bytes, bytes]:
         try:
             printed, complaints = process.communicate()
         except BaseException:
-            # Ask before SIGTERM is sent: a run that takes down its mount ignores it.
+            # A script that ignores SIGTERM would not end by it.
             if children.ignores(process.pid, signal.SIGTERM):
                 children.kill(process)
             else:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs.client import requests
 from inaccfs.client.window import bus_error, pieces
-from inaccfs.control.messages import Unfreeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,7 +88,7 @@ class AttributesOfFile(ABC):
 
         EINVAL if it is not frozen; EPERM if another client has frozen it.
         """
-        await self._give_back([Unfreeze(file=self._open_name)])
+        await self._give_back([requests.unfreeze(self._open_name).command])
 
     async def migrate(self, offset: int, count: int) -> None:
         """Move pages to other simulated frames, as compaction would.

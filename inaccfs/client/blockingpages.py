@@ -79,7 +79,10 @@ class AttributesOfFile(ABC):
         self._ask(requests.freeze(self._open_name))
 
     def unfreeze(self) -> None:
-        """Undo `freeze`. EINVAL if it is not frozen; EPERM if another has done that."""
+        """Undo `freeze`.
+
+        EINVAL if it is not frozen; EPERM if another client has frozen it.
+        """
         self._ask(requests.unfreeze(self._open_name))
 
     def migrate(self, offset: int, count: int) -> None:

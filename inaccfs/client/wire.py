@@ -51,7 +51,7 @@ def find_socket(target: str | os.PathLike[str]) -> str:
 
     Raises:
         NotMountedError: it is not one of these.
-        InaccfsError: its daemon is dead or stopped.
+        InaccfsError: the mount's daemon is dead or stopped.
     """
     path = os.fspath(target)
     try:

@@ -69,7 +69,7 @@ def describe(found: Listed, opens: int) -> messages.FileInfo:
         poisoned=len(file.pages.poisoned),
         notifiers=len(file.notifiers),
         opens=opens,
-        frozen=UNSET if file.frozen_by is None else True,
+        frozen=True if file.is_frozen else UNSET,
     )
 
 
@@ -126,7 +126,7 @@ async def notifiers(context: Context, command: messages.QueryNotifiers) -> Answe
                 pid=registration.caller.pid,
                 start=pages and pages[0],
                 end=pages and pages[1],
-                effective=registration in listed,
+                effective=listed.gets_events(registration),
                 events_sent=registration.events_sent,
                 waiting=listed.waiting(registration),
             ),

@@ -42,9 +42,8 @@ class ExploredFile:
         rules = file.client.mount.semantics
         self._keeps: Final = rules.keeps_references
         self._locked: Final = rules.locks_pages
-        self._freezes: Final = rules.frozen != "unknown"
+        self._freezes: Final = rules.has_freeze
         # The page for which get-pfn returned a frame.
-        self._pages: dict[int, int] = {}
 
     def _known(self, page: int) -> list[Extent] | None:
         memory = self._file.inode.pages.memory
@@ -89,7 +88,7 @@ class ExploredFile:
         if schedule.tracks:
             schedule.state.meet_as(keys.references(found.pfn), ())
             schedule.count(keys.references(found.pfn))
-        self._pages[found.pfn] = offset
+        self._client.pages_of[self._number, found.pfn] = offset
         self._client.held[found.pfn] += self._keeps
         schedule.note(f"gets frame {frame(found.pfn)}" + (", a new one" if new else ""))
         return found
@@ -114,7 +113,7 @@ class ExploredFile:
             schedule.touch(("puts", client.name))
             client.puts.append(Put(self, self._number, pfn, count, self.put_now))
             return
-        # A weaker KVM is correct during the setup, so that the setup ends.
+        # A KVM with a bug is correct during the setup, so that the setup ends.
         for _ in range(client.puts_each if schedule.runs else 1):
             schedule.point("put-pfn")
             self.put_now(pfn, count)
@@ -128,7 +127,7 @@ class ExploredFile:
         """The daemon receives a put-pfn."""
         schedule = self._schedule
         if schedule.tracks:
-            page = self._pages[pfn]
+            page = self._client.pages_of[self._number, pfn]
             schedule.touch(self._page(page), False)
             known = self._known(page)
             # A put of a present page only counts. The last put of a page that was
@@ -177,7 +176,8 @@ class ExploredFile:
                 if schedule.tracks:
                     key = keys.references(extent.pfn + index)
                     schedule.state.meet_as(key, ())
-                self._pages[extent.pfn + index] = extent.offset + index
+                place = self._number, extent.pfn + index
+                self._client.pages_of[place] = extent.offset + index
         self._count(found, 1)
         return found
 
@@ -187,7 +187,8 @@ class ExploredFile:
         self._client.connected()
         for extent in extents:
             for pfn in range(extent.pfn, extent.pfn + extent.count):
-                self._schedule.touch(keys.page(self._number, self._pages[pfn]), False)
+                page = self._client.pages_of[self._number, pfn]
+                self._schedule.touch(keys.page(self._number, page), False)
         self._count(extents, -1)
         self._file.unpin_pages(extents)
 

@@ -39,13 +39,13 @@ class Judge:
         self._schedule: Final = schedule
         self._mount: Final = mount
         self._frames: Final = frames
-        self.vms: Final = vms
+        self._vms: Final = vms
         # The frames that have failed; they are never used again.
         self.failed: Final[set[int]] = set()
 
     def failures(self, frames: Container[int], when: str) -> None:
         """Find VMs that map one of these *frames*, which have failed."""
-        for vm in self.vms:
+        for vm in self._vms:
             if not vm.is_connected:
                 continue
             for gfn in vm.places:
@@ -65,7 +65,7 @@ class Judge:
         *always* returns how many pages a file always had, by its number.
         """
         gfn = exit_.gpa // PAGE_SIZE
-        for vm in self.vms:
+        for vm in self._vms:
             if vm._mmu is vcpu._mmu and (place := vm.places.get(gfn)) is not None:
                 file, page = place
                 if exit_.errno == errno.EINVAL and page < always(file):
@@ -76,7 +76,7 @@ class Judge:
 
     def kinds(self, inodes: Sequence[InaccessibleFile], when: str) -> None:
         """Find VMs that map a shared page as private, or a private one as shared."""
-        for vm in self.vms:
+        for vm in self._vms:
             mmu: Any = vm._mmu
             if not (mmu.in_place and vm.is_connected):
                 continue
@@ -96,7 +96,7 @@ class Judge:
         """Find VMs that map a frame that its page, one of *pages*, does not have."""
         memory = self._mount.inode(fd).pages.memory
         ino = os.fstat(fd).st_ino
-        for vm in self.vms:
+        for vm in self._vms:
             if not vm.is_connected:
                 continue
             for slot in vm.slots:
@@ -120,7 +120,7 @@ class Judge:
         """Check the end of a schedule. *files* are fds."""
         schedule = self._schedule
         found = {violation.kind for violation in schedule.violations}
-        alive = [vm for vm in self.vms if vm.is_connected]
+        alive = [vm for vm in self._vms if vm.is_connected]
         for vm in alive:
             if (left := vm.in_progress) and "unpaired" not in found:
                 schedule.violate(
@@ -136,12 +136,12 @@ class Judge:
             memory = file.pages.memory
             if memory is not None and memory.references_count:
                 schedule.violate("leaked-reference", self._who_holds(memory))
-        for vm in self.vms:
+        for vm in self._vms:
             with suppress(ConnectionError):
                 vm.close()
         for _, file in self._mount.files():
             for notifier in file.notifiers:
-                vm = self.vms[notifier.who - 1]
+                vm = self._vms[notifier.who - 1]
                 schedule.violate(
                     "leaked-notifier", f"{vm.name} has been closed, and has a notifier"
                 )

@@ -91,7 +91,7 @@ def versions() -> dict[str, Semantics]:
 
 # Rules that change no search by those that `versions` returns: errnos, numbers and
 # alignments; calls that no scenario makes; kinds of VMs that scenarios do not have; and
-# rules about files that keep attributes, which is asked apart.
+# `initial`, which matters only if files keep attributes: `_with_effect` adds it then.
 _WITHOUT_EFFECT: Final = frozenset(
     {
         "aligned",
@@ -119,7 +119,7 @@ _WITHOUT_EFFECT: Final = frozenset(
 def _with_effect(rules: Semantics) -> tuple[object, ...]:
     """The rules that may change a search. A new rule is one of them at first."""
     return (
-        rules.attributes == "file" and rules.initial,
+        rules.in_place and rules.initial,
         tuple(rules.events),
         *(
             getattr(rules, name)

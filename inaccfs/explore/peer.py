@@ -50,6 +50,8 @@ class Peer:
         self.name: Final = name
         self.numbers: Final = numbers
         self.held: Final = held
+        # By file and frame: the page that had the frame when it was got or pinned.
+        self.pages_of: Final[dict[tuple[int, int], int]] = {}
         self.puts_late: Final = puts_late
         self.puts: Final[list[Put]] = []
         # What follows are the bugs of a KVM: see `inaccfs.explore.buggy`. How often it

@@ -33,7 +33,8 @@ class SpinError(Exception):
 
 KINDS: Final = {
     "use-after-free": "a guest uses a frame that has been freed",
-    "stale-mapping": "a punch has returned, and a mapping of its page is left",
+    "stale-mapping": "a punch, a truncation or memory-failure has ended, and a mapping "
+    "of a page that it removed or poisoned is left",
     "wrong-kind": "a private page is mapped as shared, or a shared one as private",
     "use-after-change": "a device uses a page that was removed or converted",
     "changed-frozen": "a page of a frozen file comes or goes",
@@ -158,6 +159,9 @@ class Schedule(Tracking):
     def violate(self, kind: str, text: str) -> None:
         """Record a violation; *kind* is one of KINDS."""
         assert kind in KINDS, kind
+        if self._dead:
+            # The schedule is over: what a stack undoes as it unwinds is no step.
+            return
         # A violation in the setup counts for the first step.
         self.violations.append(Violation(kind, text, max(self.step, 0)))
         self.note(f"*** {kind}: {text}")

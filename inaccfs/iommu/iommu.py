@@ -225,19 +225,24 @@ class Iommu:
 
     def _changed(self, area: Area, start: int, end: int, kinds: str | None) -> None:
         """Handle INVALIDATE, which has no end."""
-        self.hook("event:begin", start, end)
-        with self._io.lock:
-            self._io.invalidation.begin(start, end)
-            self._unmap(area, start, end, kinds)
-            self._io.end()
+        try:
+            self.hook("event:begin", start, end)
+        finally:
+            # Unmap even if a hook raises: after this the daemon relies on it.
+            with self._io.lock:
+                self._io.invalidation.begin(start, end)
+                self._unmap(area, start, end, kinds)
+                self._io.end()
         self.hook("event:end", start, end)
 
     def _start(self, area: Area, start: int, end: int, kinds: str | None) -> None:
-        self.hook("event:begin", start, end)
-        with self._io.lock:
-            self._io.invalidation.begin(start, end)
-            area.begun += 1
-            self._unmap(area, start, end, kinds)
+        try:
+            self.hook("event:begin", start, end)
+        finally:
+            with self._io.lock:
+                self._io.invalidation.begin(start, end)
+                area.begun += 1
+                self._unmap(area, start, end, kinds)
 
     def _end(self, area: Area, start: int, end: int, _kinds: str | None) -> None:
         with self._io.lock:

@@ -60,7 +60,7 @@ def check_range(file: FileState, start: int, end: int) -> None:
 
 
 def _check(file: FileState, call: Conversion) -> None:
-    """The checks that need no lock."""
+    """The checks of the file. Raises `OSError` as `convert` does."""
     superblock = file.superblock
     if not superblock.converts:
         kept = superblock.semantics.attributes
@@ -106,8 +106,8 @@ class _Running:
         loop = self._superblock.loop
         with loop.shield():
             await self._look(call)
-        # It may have been frozen while this waited for the lock.
-        self._file.check_frozen()
+        # It may have been closed, frozen or truncated while this waited for the lock.
+        _check(self._file, call)
         if self._is_done(call):
             # The whole range has the attribute already: no event is sent.
             return None

@@ -7,6 +7,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.errors import PageError
 from inaccfs.shim.call import PageRange
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import Fetched, clipped
@@ -50,7 +51,8 @@ def fetch_now(
         # SGP_NOALLOC of mm/shmem.c.
         hole = first_hole(frames.fd, superblock.page_size, start, end, frames.known)
         if hole is not None and frozen:
-            raise OSError(errno.EPERM, f"page {hole} is a hole, and the file is frozen")
+            text = f"page {hole} is a hole, and the file is frozen"
+            raise PageError(errno.EPERM, text, hole)
         if hole is not None:
             raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
     if frozen:
@@ -122,6 +124,8 @@ async def _allocate_apart(
         except OSError as exc:
             least = _granules(superblock, frames.fd, start, end)
             if exc.errno != errno.ENOSPC or least == (low, high):
+                # After ENOMEM `fetch_now` would try their whole folios again, in the
+                # daemon.
                 raise
             # They may fit without the rest of their folios.
             await allocate(*least)

@@ -214,7 +214,7 @@ class InaccessibleFile(FileState):
         punches = kind is Kind.PUNCH
         async with self.pages.locked(*part.touched) if punches else nullcontext():
             refusal = await drive(
-                # Without a lock of the list, the change itself checks that.
+                # If the list is not locked, `change` checks whether it is frozen.
                 steps(self, part, kind, check=self.check_frozen if locks else None),
                 self.notifiers,
                 change,

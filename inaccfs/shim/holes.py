@@ -53,11 +53,13 @@ def _by_count(fd: int, page_size: int, start: int, end: int) -> int | None:
     return first_outside(is_full, start, end)
 
 
-def first_present(fd: int, page: int, start: int, end: int) -> int | None:
-    """The first of some pages of *page* bytes that has memory, if there is one."""
+def first_present(fd: int, page_size: int, start: int, end: int) -> int | None:
+    """The first of some pages of *page_size* bytes that has memory, if there is one."""
 
     def is_empty(first: int, stop: int) -> bool:
-        return not mmcalls.pages_there(fd, first * page, (stop - first) * page)
+        return not mmcalls.pages_there(
+            fd, first * page_size, (stop - first) * page_size
+        )
 
     try:
         return first_outside(is_empty, start, end)
@@ -65,8 +67,8 @@ def first_present(fd: int, page: int, start: int, end: int) -> int | None:
         if not mmcalls.cannot_count(exc):
             raise
     # Pages that nobody has written to may be missed.
-    for offset, _ in data(fd, start * page, end * page):
-        return offset // page
+    for offset, _ in data(fd, start * page_size, end * page_size):
+        return offset // page_size
     return None
 
 

@@ -65,8 +65,9 @@ async def fault(file: FileState, start: int, end: int) -> None:
             with file.turn.take():
                 limiter = superblock.threads.changes
                 await superblock.loop.in_thread(fill, file, start, end, limiter=limiter)
-        except PermissionError as exc:
-            raise BusError(errno.EPERM, f"SIGBUS: {exc.strerror}", start) from exc
+        except PageError as exc:
+            text = f"SIGBUS: {exc.strerror}"
+            raise BusError(exc.errno or 0, text, exc.offset) from exc
         except OSError as exc:
             text = f"SIGBUS: no memory for page {start}: {exc.strerror}"
             raise BusError(exc.errno or errno.EIO, text, start) from exc
@@ -81,7 +82,8 @@ def _check_shared(file: FileState, start: int, end: int) -> None:
     try:
         check_range(file, start, end)
     except OSError as exc:
-        raise BusError(errno.EFAULT, f"SIGBUS: {exc.strerror}", end - 1) from None
+        past = max(start, file.size // file.page_size)
+        raise BusError(errno.EFAULT, f"SIGBUS: {exc.strerror}", past) from None
     page = file.attributes.first(start, end, private=True)
     if page is not None:
         raise BusError(errno.EFAULT, f"SIGBUS: page {page} is private", page)
@@ -103,7 +105,11 @@ async def settle(file: FileState) -> None:
 
 
 def fill(file: FileState, start: int, end: int) -> None:
-    """Fill the holes of some pages. Raises `OSError`, EPERM if the file is frozen."""
+    """Fill the holes of some pages.
+
+    Raises:
+        OSError: ENOSPC, ENOMEM; `PageError`, EPERM, for a hole of a frozen file.
+    """
     if not file.is_frozen:
         # Memory comes in whole granules.
         superblock = file.superblock
@@ -114,7 +120,9 @@ def fill(file: FileState, start: int, end: int) -> None:
             superblock.headroom.check(file.fd, offset, length)
         allocate(file.fd, offset, length)
     elif (hole := content.first_hole_of(file, start, end)) is not None:
-        raise OSError(errno.EPERM, f"page {hole} is a hole, and the file is frozen")
+        raise PageError(
+            errno.EPERM, f"page {hole} is a hole, and the file is frozen", hole
+        )
 
 
 async def pin(
@@ -130,24 +138,20 @@ async def pin(
     does.
 
     Raises:
-        OSError: ENODEV, the file cannot be mapped; ENOMEM; `PageError`, EFAULT, for
-            whatever else `fault` raises `BusError` for. See vm_fault_to_errno() in
+        OSError: ENODEV, the file cannot be mapped; EAGAIN, EOPNOTSUPP as `Pages.get`;
+            `PageError`, ENOMEM or EFAULT, for a page that cannot be faulted in, or that
+            has changed before it was pinned. See vm_fault_to_errno() in
             include/linux/mm.h, without FOLL_HWPOISON.
     """
     try:
         await fault(file, start, end)
         return await file.pages.get(pinner, start, end, most)
     except OSError as exc:
-        # `get` raises the last three if the page has changed since the fault.
-        if isinstance(exc, BusError) or exc.errno in (
-            EHWPOISON,
-            errno.EPERM,
-            errno.ENOSPC,
-        ):
-            number = errno.ENOMEM if exc.errno == errno.ENOMEM else errno.EFAULT
-            page = exc.offset if isinstance(exc, PageError) else start
-            raise PageError(number, str(exc.strerror), page) from exc
-        raise
+        if exc.errno in (errno.ENODEV, errno.EAGAIN, errno.EOPNOTSUPP):
+            raise
+        number = errno.ENOMEM if exc.errno == errno.ENOMEM else errno.EFAULT
+        page = exc.offset if isinstance(exc, PageError) else start
+        raise PageError(number, str(exc.strerror), page) from exc
 
 
 async def write(file: FileState, offset: int, data: bytes) -> None:

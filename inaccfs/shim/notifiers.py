@@ -66,8 +66,8 @@ class Notifiers:
         # In order of registration, each with its range; None for the whole file. It
         # changes only under _lock, except that drop() may remove one at any time.
         self._registered: dict[Notifier, PageRange | None] = {}
-        # The same by page. None until one is bound. In no semantics has a file both
-        # kinds of notifiers.
+        # The same by page. None until one is bound. In no semantics does a file have
+        # both kinds of notifiers.
         self._bindings: Bindings[Notifier] | None = None
         # Locked while events are sent and answered, and while the list changes, so that
         # each event is waited for from the same notifiers that got it. The outermost
@@ -99,6 +99,10 @@ class Notifiers:
 
     def __iter__(self) -> Iterator[Notifier]:
         return iter(self._registered)
+
+    def gets_events(self, notifier: Notifier) -> bool:
+        """Whether *notifier* is registered, and its unregistration does not wait."""
+        return notifier in self._registered and notifier not in self._leaving
 
     def waiting(self, notifier: Notifier) -> int | None:
         """The sequence of the event that *notifier* has not answered yet.
@@ -349,7 +353,7 @@ class Notifiers:
         """Send an event that needs no answer."""
         slices = Slices(self._loop)
         for notifier in self._concerned(notice.start, notice.end):
-            if notifier in self._registered and notifier not in self._leaving:
+            if self.gets_events(notifier):
                 self._send(notifier, notice, None)
             await slices.give()
 

@@ -66,7 +66,8 @@ def in_order(
     finds the kinds of these pages, where events carry them. *zaps* are the pages to
     zap, if these are fewer.
     *settle* is called with the result as soon as the file has been changed. With
-    *change_last* the file changes after the last event, whatever the result.
+    *change_last* the file changes after the last event, which is therefore sent even if
+    the change fails.
     """
     if check is not None:
         try:

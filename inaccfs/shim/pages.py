@@ -179,7 +179,8 @@ class Pages:
             OSError: EINVAL past the end, where v8 would allocate; ENOSPC, ENOMEM;
                 EOPNOTSUPP if the mount has no frames; EHWPOISON; and depending on the
                 rules ENOENT for a hole, an errno for an unbound page, EAGAIN for a
-                locked page, and EPERM for a hole of a frozen file.
+                locked page, EPERM for a hole of a frozen file, and EFAULT if all users
+                have closed the file.
         """
         while (got := self.get_now(holder, start, end, most)) is None:
             if self._must_wait:
@@ -235,7 +236,7 @@ class Pages:
             return None
         if self.memory is not None:
             known = self.memory.frames.known(start, end)
-            if known is not None:
+            if known is not None and not self._looked_for_references:
                 return Fetched(self._got(self.memory, holder, known, most), [])
         superblock = self._superblock
         if self._turn.taken or (end - start) * self._page_size > INLINE_FETCH_BYTES:
@@ -280,6 +281,11 @@ class Pages:
     def _must_wait(self) -> bool:
         """Whether get-pfn has to wait for a punch or a conversion."""
         return self._superblock.semantics.get_waits and self._notifiers.running
+
+    @property
+    def _looked_for_references(self) -> bool:
+        """Whether a punch in a thread may rely on pages to have no references."""
+        return self._turn.taken and self._superblock.semantics.pinned_punch == "refused"
 
     def _refusal(self, holder: Holder, start: int, end: int) -> OSError | None:
         """The error of get-pfn for these pages; None if it may proceed."""

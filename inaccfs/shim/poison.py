@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errnos import EHWPOISON
+from inaccfs.errors import PageError
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import split_folios
 
@@ -47,7 +48,7 @@ class Poisoned:
         """The error of get-pfn for pages from *start* to *end*, if one is poisoned."""
         if (bad := self.first(start, end)) is None:
             return None
-        return OSError(EHWPOISON, f"page {bad} is poisoned: punch it")
+        return PageError(EHWPOISON, f"page {bad} is poisoned: punch it", bad)
 
     def within(self, start: int, end: int) -> list[int]:
         """The poisoned pages from *start* to *end*, in order."""

@@ -78,6 +78,8 @@ async def _populate_all(
     for page in range(start, end):
         try:
             await settle(file)
+            # All may have closed the file while this waited.
+            file.pages.check_open()
             await _populate_page(file, page, source, page - start)
         except OSError:
             if page == start:

@@ -35,7 +35,8 @@ What: TypeAlias = Literal[
     "punch",
     "truncate",
     # Commands that change a file, also refused ones. A freeze has the range of all
-    # pages, and "populate" that of the pages that were filled.
+    # pages, and "populate" that of the pages that were filled; a refused one has those
+    # that were asked for.
     "convert",
     "populate",
     "migrate",
@@ -102,11 +103,11 @@ class Happened(msgspec.Struct, frozen=True, gc=False):
     sequence: int = 0
     # The notifier that the event was sent to.
     notifier: int = 0
-    # When the system call was read, or when the answered event was sent; 0 for what has
-    # no duration, and for a call that began before there was a listener.
+    # When the system call or command was read, or when the answered event was sent; 0
+    # for what has no duration, and for a call that began before there was a listener.
     began: int = 0
-    # `began` of the system call that caused the event; 0 if none did. No two calls of a
-    # mount begin in the same nanosecond.
+    # `began` of the system call or command that caused the event; 0 if none did. No two
+    # of a mount begin in the same nanosecond.
     cause: int = 0
 
 

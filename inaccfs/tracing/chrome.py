@@ -1,7 +1,8 @@
 """Records of a trace as a picture: a track for each file, and one for each peer.
 
-A system call is a slice on the track of its file. An event is a slice on the track of
-the peer that got it, from when it was sent to its answer, with an arrow from the call.
+A system call or command is a slice on the track of its file. An event is a slice on the
+track of the peer that got it, from when it was sent to its answer, with an arrow from
+the call.
 A record without a duration is a mark.
 """
 

@@ -67,7 +67,7 @@ class Rates:
         self._refused: Final[dict[tuple[str, int, str, str, str], Refused]] = {}
         # By notifier and sequence: when each unanswered event was sent.
         self._sent: Final[dict[_Event, int]] = {}
-        # By when it began: the events of each system call that is not over.
+        # By when it began: the events of each system call or command that is not over.
         self._of_call: Final[dict[int, list[_Event]]] = {}
 
     def add(self, records: Iterable[TraceRecord]) -> None:
@@ -87,10 +87,11 @@ class Rates:
                 key = record.notifier, record.sequence
                 if record.kind == "event" and record.sequence:
                     self._sent[key] = record.time
-                    self._of_call.setdefault(record.cause, []).append(key)
+                    if record.cause:
+                        self._of_call.setdefault(record.cause, []).append(key)
                 else:
                     self._sent.pop(key, None)
-            else:
+            elif record.began:
                 # A notifier that was unregistered has not answered.
                 for key in self._of_call.pop(record.began, ()):
                     self._sent.pop(key, None)

@@ -170,7 +170,7 @@ def test_a_bug_of_the_kvm(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("kvm", "shown"), [*KVM.values(), *MORE_KVMS.items()], ids=lambda value: str(value)
 )
-def test_a_weaker_kvm(kvm: str, shown: Shown) -> None:
+def test_a_kvm_with_a_bug(kvm: str, shown: Shown) -> None:
     assert shown.kind not in sound(shown.scenario, shown.rules)
     assert shown.kind in found(shown, kvm)
 

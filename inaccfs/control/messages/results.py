@@ -300,7 +300,8 @@ class Semantics(Derived, Result, frozen=True, omit_defaults=False):
     references: str
     # Whether the kernel may move fetched pages without an event.
     movable: bool
-    # "unknown", "error" or "invalidate": which event a poisoned page causes.
+    # What memory-failure does: "unknown", the command does not exist; "error", it sends
+    # MEMORY_ERROR; "invalidate", it sends the events of a punch.
     memory_failure: str
     # "refused", "SIGBUS" or "shared": what mmap(2) does.
     mmap: str

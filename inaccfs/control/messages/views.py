@@ -73,7 +73,7 @@ class TraceRecord(
 
     # When it ended.
     time: int
-    # A system call; what a peer got or put; what happened to pages; or an event.
+    # A system call; a command of a peer; what happened to pages; or an event.
     kind: What
     # The inode number, as in stat(2) on the mount.
     ino: int
@@ -83,11 +83,11 @@ class TraceRecord(
     start: int = 0
     # The byte after the last.
     end: int = 0
-    # When the system call was read, or when the answered event was sent.
+    # When the system call or command was read, or when the answered event was sent.
     began: int = 0
-    # `began` of the system call that has caused the event.
+    # `began` of the system call or command that has caused the event.
     cause: int = 0
-    # The name of the errno of a failed system call.
+    # The name of the errno of a failed system call or command.
     error: str = ""
     # The process that made the system call; or the peer's, at the time of connect(2).
     pid: int = 0

@@ -49,9 +49,9 @@ _CODE: Final = 0x1000
 _STACK: Final = 0x8000
 
 # In seconds: a guest that runs for so long is taken to be endless, if this process has
-# had so much CPU time. On a busy machine it may have had little: then the guest runs on
-# for so many times that in all, which is less than `table.LIMIT`. Rows wait less long
-# for spinning guests (`machine.PATIENCE`).
+# had so much CPU time. On a busy machine it may have had little: then the guest runs
+# on, at most _TIMES times as long in all, which is less than `table.LIMIT`. Rows wait
+# less long for spinning guests (`machine.PATIENCE`).
 _ENDLESS: Final = 8.0
 _ENDLESS_CPU: Final = 2.0
 _TIMES: Final = 3
