@@ -135,6 +135,21 @@ async def test_register_waits_for_the_end_of_an_invalidation(control: Control) -
         assert all(row["effective"] for row in await peer.do("query-notifiers"))
 
 
+async def test_a_notifier_that_leaves_gets_no_events(control: Control) -> None:
+    async with notified(control, 2) as (node, [(peer, _), (leaving, number)]):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
+            event, other = await peer.event(), await leaving.event()
+            await leaving.acknowledge(other)
+            command = leaving.line("unregister-notifier", notifier=number)
+            await leaving.send(command + "\n")
+            await trio.testing.wait_all_tasks_blocked()
+            rows = await peer.do("query-notifiers")
+            assert [row["effective"] for row in rows] == [True, False]
+            await peer.acknowledge(event)
+        assert (await leaving.answer())["return"] == {}
+
+
 async def test_a_callback_can_unregister_its_own_notifier(control: Control) -> None:
     async with notified(control, 2) as (node, [(peer, number), (other, _)]):
         async with trio.open_nursery() as nursery:

@@ -78,6 +78,36 @@ async def test_a_conversion_that_waited_for_the_lock_finds_the_file_frozen(
         assert await attributes(vm) == [(0, PAGES, True)]
 
 
+async def test_a_conversion_that_waited_for_the_lock_finds_the_file_closed(
+    scratch: Path, backing: Backing
+) -> None:
+    async with (
+        serving(scratch, backing) as control,
+        control.peer() as vm,
+        control.peer() as vmm,
+    ):
+        await vm.do("bind", file="/guest", start=0, end=PAGES)
+        outcomes: list[object] = []
+
+        async def punch() -> None:
+            await fallocate(shim_of(control), PUNCH, 0, PAGE, trio.Event())
+
+        async def late() -> None:
+            outcomes.append(await convert(vmm, 0, 1))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(punch)
+            start = await vm.event()
+            nursery.start_soon(late)
+            await trio.testing.wait_all_tasks_blocked()
+            shim_of(control).pages.abandoned = True
+            await vm.acknowledge(start)
+            await vm.acknowledge(await vm.event())
+        assert outcomes == ["EFAULT: the file has been closed by all its users"]
+        shim_of(control).pages.abandoned = False
+        assert await attributes(vm) == [(0, PAGES, True)]
+
+
 async def test_who_goes_while_it_waits_to_freeze_freezes_nothing(
     scratch: Path, backing: Backing
 ) -> None:

@@ -14,7 +14,7 @@ from inaccfs.explore.schedule import Schedule, Violation
 from inaccfs.explore.search import Case, Limits, Outcome, execute, explore
 from inaccfs.explore.state import Step
 from inaccfs.explore.tracked_file import File, List
-from inaccfs.semantics import V10, GuestMemfd, InPlaceV8, LiveUpdate, Semantics
+from inaccfs.semantics import V8, V10, GuestMemfd, InPlaceV8, LiveUpdate, Semantics
 from tests.explore_commuting import Checker
 from tests.explore_programs import RULES, Free, FreeInPlace, NoFill, Silent, program
 
@@ -243,6 +243,43 @@ class Refused(Scenario):
 
 def test_a_slot_that_is_refused_changes_no_gfn() -> None:
     found = explore(Case(Refused, V10()), ALL)
+    assert (found.complete, found.kinds) == (True, [])
+
+
+class PunchedTwice(OnePage):
+    """Two punches of a page, of which a schedule may be pruned in the middle."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.write(self.cpu, 0, "old")
+
+    def actor_first(self) -> None:
+        self.punch(self.fd, 0, 1)
+
+    def actor_second(self) -> None:
+        self.punch(self.fd, 0, 1)
+
+    def actor_vcpu(self) -> None:
+        self.read(self.cpu, 0)
+
+
+def test_a_stack_that_unwinds_violates_nothing() -> None:
+    found = explore(Case(PunchedTwice, V8()), ALL)
+    assert (found.complete, list(found.kinds)) == (True, ["use-after-free"])
+
+
+class ByAnother(OnePage):
+    """Pages are put and unpinned by another handle of the file than they were got."""
+
+    def actor_client(self) -> None:
+        one, other = (self.one.client.file(self.fd) for _ in range(2))
+        other.put_pfn(one.get_pfn(0).pfn)
+        self.convert_file(self.one, self.fd, 0, 1, private=False)
+        other.unpin_pages(one.pin_pages(0, 1))
+
+
+def test_a_client_puts_and_unpins_by_any_handle_of_the_file() -> None:
+    found = explore(Case(ByAnother, InPlaceV8()), ALL)
     assert (found.complete, found.kinds) == (True, [])
 
 

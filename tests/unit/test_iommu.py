@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +174,22 @@ def test_a_refused_mapping_leaves_no_invalidation_open(
             monkeypatch.setattr(IoTable, "wait", wait)
             iommu.map_file(it.fd, 0, PAGE)
             assert iommu.create_device().read(0, 4) == bytes(4)
+
+
+@pytest.mark.parametrize("semantics", [V8(), V10()])
+def test_a_hook_that_raises_leaves_nothing_mapped(semantics: Semantics) -> None:
+    def hook(name: str, start: int, end: int) -> None:
+        if name == "event:begin":
+            raise KeyError(start, end)
+
+    with host(semantics, "before and after", hooks=hook) as it:
+        it.iommu.map_file(it.fd, 0, 2 * PAGE)
+        with suppress(KeyError):
+            it.punch(0, 1)
+        assert it.device.read(0, 4) == ONES
+        assert it.device.read(PAGE, 4) == bytes(4)
+        with suppress(KeyError):
+            it.iommu.close()
 
 
 @pytest.mark.parametrize("semantics", [Shared(), Next()])

@@ -136,6 +136,19 @@ async def test_where_there_are_no_frames_there_are_none() -> None:
     os.close(fd)
 
 
+@pytest.mark.parametrize(("rule", "waits"), [("refused", True), ("done", False)])
+async def test_get_pfn_waits_for_a_punch_that_has_looked_for_references(
+    rule: str, waits: bool
+) -> None:
+    """Also of a page that was fetched before: the punch relies on what it has seen."""
+    world, holder = world_of(mine(pinned_punch=rule)), Holder()
+    await world.get(holder, 3, 4)
+    world.put(holder, 3)
+    with world.file.turn.take():
+        found = world.file.pages.get_now(holder, 3, 4)
+    assert (found is None) is waits
+
+
 # --- bound ranges -----------------------------------------------------------------
 
 

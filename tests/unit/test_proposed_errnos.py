@@ -234,6 +234,18 @@ def test_row(row: Row) -> None:
     assert row.outcome() == errnos.NAMES.get(row.number, row.number)
 
 
+def test_which_page_cannot_be_pinned_is_said() -> None:
+    with world(mine(InPlaceV8, **SHARED)) as it:
+        with pytest.raises(PageError, match="lies past the end") as caught:
+            it.file.pin_pages(PAGES - 1, 3)
+        assert (caught.value.errno, caught.value.offset) == (EFAULT, PAGES)
+        it.file.get_pfn(3)
+        it.file.memory_failure(3)
+        with pytest.raises(PageError, match="page 3 is poisoned") as caught:
+            it.file.pin_pages(1, 5)
+        assert (caught.value.errno, caught.value.offset) == (EFAULT, 3)
+
+
 @pytest.mark.parametrize(("met", "number"), [(ENOSPC, EFAULT), (ENOMEM, ENOMEM)])
 def test_a_pin_of_a_hole_that_gets_no_memory(
     met: int, number: int, monkeypatch: pytest.MonkeyPatch

@@ -79,6 +79,19 @@ def test_a_notifier_that_is_unregistered_leaves_no_event_in_flight() -> None:
     assert not rates._of_call
 
 
+def test_an_event_without_a_cause_is_in_flight_until_it_is_answered() -> None:
+    """A put has no beginning: it ends no call."""
+    rates = Rates()
+    for sequence in range(1, 10):
+        event = {"notifier": 3, "sequence": sequence, "peer": 2}
+        rates.add([call(S, kind="event", event="MEMORY_ERROR", **event)])
+        rates.add([call(S + 1, kind="put")])
+        assert rates.sent(3, sequence) == S
+        rates.add([call(2 * S, kind="answer", event="MEMORY_ERROR", **event)])
+    assert not rates._sent
+    assert not rates._of_call
+
+
 # --- the screen -------------------------------------------------------------------
 
 STATS = Stats(**dict.fromkeys(Stats.__struct_fields__, 7))
