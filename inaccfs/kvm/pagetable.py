@@ -10,6 +10,7 @@ walks a table that has just been dropped, `Mmu.flush` waits for the access to en
 
 from __future__ import annotations
 
+import sys
 from array import array
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
@@ -32,6 +33,8 @@ _ENTRIES: Final = 1 << TABLE_SHIFT
 _LAST: Final = _ENTRIES - 1
 _GIB: Final = pages_of_level(PG_LEVEL_1G)
 _EMPTY: Final = array("Q", bytes(_ENTRIES * 8))
+# The bytes of a table that have the present bits. No entry has other bits in them.
+_PRESENT_BYTES: Final = slice(0 if sys.byteorder == "little" else 7, None, 8)
 
 _Table: TypeAlias = "array[int]"
 # By gfn >> 9; an int is a mapping of 2 MiB.
@@ -63,6 +66,11 @@ def _entry(pfn: int) -> int:
 def _entries(pfn: int, count: int) -> _Table:
     first = _entry(pfn)
     return array("Q", range(first, first + count * PAGE_SIZE, PAGE_SIZE))
+
+
+def _mapped(table: _Table) -> int:
+    """How many entries are present. array.count() would make an int of each."""
+    return table.tobytes()[_PRESENT_BYTES].count(_PRESENT)
 
 
 class PageTable:
@@ -110,7 +118,7 @@ class PageTable:
                 before += table[index] != 0
                 table[index] = _entry(pfn)
             else:
-                before += step - table[index : index + step].count(0)
+                before += _mapped(table[index : index + step])
                 table[index : index + step] = _entries(pfn, step)
             gfn, pfn, count = gfn + step, pfn + step, count - step
         return before
@@ -188,7 +196,7 @@ class PageTable:
                 if isinstance(middle, int):
                     counts[1] += 1
                 else:
-                    counts[0] += _ENTRIES - middle.count(0)
+                    counts[0] += _mapped(middle)
         return ByLevel(*counts)
 
     def copy(self) -> PageTable:
@@ -299,9 +307,9 @@ def _zap_directory(directory: _Directory, start: int, end: int) -> tuple[int, in
         last = min(end - (key << TABLE_SHIFT), _ENTRIES)
         if last - first == _ENTRIES:
             del directory[key]
-            small += _ENTRIES - middle.count(0)
+            small += _mapped(middle)
         else:
-            small += last - first - middle[first:last].count(0)
+            small += _mapped(middle[first:last])
             middle[first:last] = _EMPTY[first:last]
     return small, huge
 
